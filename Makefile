@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+# OmniDaemon. `make help` lists what can be made.
+#
+#   CC=clang           another compiler              SANITIZE=address,undefined   a build with sanitizers (in its own folder)
+#   B=DIR              build folder (build)          WERROR=1                     warnings are errors (CI)
+#   PREFIX=/usr/local  where install puts things     DESTDIR=                     in front of it, for packages
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+MAKEFLAGS   += --no-builtin-rules
+
+VERSION := 0.1.0
+SOMAJOR := 0
+PREFIX  ?= /usr/local
+SANITIZE ?=
+WERROR  ?=
+OPT     ?= -O2
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+comma := ,
+B ?= build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))$(if $(filter-out gcc cc,$(CC)),-$(notdir $(CC)))
+
+PKGS := libevent_core libevent_extra libevent_pthreads jansson libsystemd
+
+WARN := -Wall -Wextra -Wshadow -Wformat=2 -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wpointer-arith -Wwrite-strings \
+        -Wundef -Wcast-align -Wimplicit-fallthrough -Wno-unused-parameter -Wno-missing-field-initializers $(if $(WERROR),-Werror)
+CPPFLAGS_ALL := -D_GNU_SOURCE -DOM_VERSION='"$(VERSION)"' -I. $(CPPFLAGS)
+CFLAGS_ALL := -std=gnu11 -g $(OPT) -fPIC -fvisibility=hidden -fno-semantic-interposition -ffunction-sections -fdata-sections \
+        -fstack-protector-strong $(WARN) $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all,-D_FORTIFY_SOURCE=2) $(CFLAGS)
+LDFLAGS_ALL := -Wl,--gc-sections -Wl,--as-needed -Wl,-z,relro,-z,now $(if $(SANITIZE),-fsanitize=$(SANITIZE)) $(LDFLAGS)
+
+# What is evaluated only when something is built, so that `make deps` works on a bare machine.
+DAEMON_CFLAGS = $(shell pkg-config --cflags $(PKGS))
+DAEMON_LIBS   = $(shell pkg-config --libs $(PKGS)) -llmdb -lpthread -lm -ldl
+CTL_LIBS      = $(shell pkg-config --libs jansson) -lpthread -lm
+CHECK_LIBS    = $(shell pkg-config --libs check)
+
+PROTO_SRC   := $(wildcard proto/*.c)
+BACKEND_SRC := $(wildcard backends/*.c backends/local/*.c backends/json/*.c)
+DAEMON_SRC  := $(wildcard daemon/*.c)
+CLIENT_SRC  := $(wildcard client/c/*.c)
+CTL_SRC     := $(wildcard client/ctl/*.c)
+TESTLIB_SRC := $(wildcard tests/lib/*.c)
+
+obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
+PROTO_OBJ   := $(call obj,$(PROTO_SRC))
+BACKEND_OBJ := $(call obj,$(BACKEND_SRC))
+DAEMON_OBJ  := $(call obj,$(DAEMON_SRC))
+CLIENT_OBJ  := $(call obj,$(CLIENT_SRC))
+CTL_OBJ     := $(call obj,$(CTL_SRC))
+TESTLIB_OBJ := $(call obj,$(TESTLIB_SRC))
+DAEMON_NOMAIN := $(filter-out $(B)/obj/daemon/main.o,$(DAEMON_OBJ))
+CTL_NOMAIN  := $(filter-out $(B)/obj/client/ctl/main.o,$(CTL_OBJ))
+
+# One program a file: Check suites in tests/unit and tests/integration, plain programs in tests/lib/bin.
+UNIT  := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
+INTEG := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/integration/test_*.c))
+TOOLS := $(patsubst tests/lib/bin/%.c,$(B)/tests/bin/%,$(wildcard tests/lib/bin/*.c))
+
+.PHONY: all demo test test-unit test-integration bench fuzz soak lint format deps deps-test install uninstall clean help programs tests-build
+
+all: deps ## build everything into build/ (installs what the build misses)
+	@$(MAKE) --no-print-directory programs
+
+programs: $(B)/bin/omnidaemond $(B)/bin/omnictl $(B)/bin/omnidaemon $(B)/lib/libomniclient.so $(B)/lib/libomniclient.a
+
+deps: ; @packaging/install-deps.sh build
+deps-test: ; @packaging/install-deps.sh build test
+
+$(B)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS_ALL) $(DAEMON_CFLAGS) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+
+$(B)/bin/omnidaemond: $(DAEMON_OBJ) $(BACKEND_OBJ) $(PROTO_OBJ)
+	@mkdir -p $(@D)
+	$(CC) -pie -rdynamic $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) -o $@
+
+$(B)/bin/omnictl: $(CTL_OBJ) $(B)/lib/libomniclient.a
+	@mkdir -p $(@D)
+	$(CC) -pie $(LDFLAGS_ALL) $^ $(CTL_LIBS) -o $@
+
+$(B)/bin/omnidaemon: $(B)/bin/omnictl
+	ln -sf omnictl $@
+
+$(B)/lib/libomniclient.so.$(SOMAJOR): $(CLIENT_OBJ) $(PROTO_OBJ) client/c/omniclient.map
+	@mkdir -p $(@D)
+	$(CC) -shared -Wl,-soname,libomniclient.so.$(SOMAJOR) -Wl,--version-script=client/c/omniclient.map $(if $(SANITIZE),,-Wl,-z,defs) \
+	    $(LDFLAGS_ALL) $(CLIENT_OBJ) $(PROTO_OBJ) -lm -lpthread -o $@
+
+$(B)/lib/libomniclient.so: $(B)/lib/libomniclient.so.$(SOMAJOR)
+	ln -sf $(<F) $@
+
+$(B)/lib/libomniclient.a: $(CLIENT_OBJ) $(PROTO_OBJ)
+	@mkdir -p $(@D)
+	rm -f $@ && ar rcs $@ $^
+
+# -- tests -------------------------------------------------------------------------------------------------------------
+
+TEST_OBJ = $(TESTLIB_OBJ) $(DAEMON_NOMAIN) $(BACKEND_OBJ) $(CTL_NOMAIN) $(CLIENT_OBJ) $(PROTO_OBJ)
+
+$(B)/tests/lib.a: $(TEST_OBJ)
+	@mkdir -p $(@D)
+	rm -f $@ && ar rcs $@ $^
+
+$(UNIT) $(INTEG): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/tests/lib.a
+	@mkdir -p $(@D)
+	$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(CHECK_LIBS) $(DAEMON_LIBS) -o $@
+
+$(TOOLS): $(B)/tests/bin/%: $(B)/obj/tests/lib/bin/%.o $(B)/tests/lib.a
+	@mkdir -p $(@D)
+	$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(DAEMON_LIBS) -o $@
+
+tests-build: programs $(UNIT) $(INTEG) $(TOOLS)
+
+test: deps-test ## build and run every test
+	@$(MAKE) --no-print-directory tests-build
+	@tests/run $(B)
+
+test-unit: deps-test ## only the unit tests
+	@$(MAKE) --no-print-directory $(UNIT)
+	@tests/run $(B) unit
+
+test-integration: deps-test ## only the whole-system tests
+	@$(MAKE) --no-print-directory tests-build
+	@tests/run $(B) integration
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+clean: ## remove what was built
+	rm -rf build build-*
+
+-include $(shell find $(B)/obj -name '*.d' 2>/dev/null)

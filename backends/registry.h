@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef OM_REGISTRY_H
+#define OM_REGISTRY_H
+/*
+ * Which backends there are, installed or not, and which one a URL asks for.
+ *
+ * `local` and `json` are linked in; every other is a module, found by name in the module folder. The registry knows all schemes, so that a
+ * typo and a missing module get different answers. Loop thread.
+ */
+#include "bus.h"
+#include "store.h"
+
+struct om_backend_entry {
+        const char *name;           /* "kafka" */
+        const char *const *schemes; /* "kafka", NULL */
+        const char *doc;
+        const char *module;           /* file in the module folder, "bus_kafka.so"; NULL when linked in */
+        const struct om_bus_ops *bus; /* set when linked in (or once loaded) */
+        const struct om_store_ops *store;
+};
+/* All that OmniDaemon knows, installed or not: arrays ended by name == NULL. */
+extern struct om_backend_entry om_buses[], om_stores[];
+
+/* Registers one more (tests do); 0 or -EEXIST, -ENOSPC. */
+int om_registry_add_bus(const struct om_bus_ops *ops);
+int om_registry_add_store(const struct om_store_ops *ops);
+
+/* The bus for a URL. -EOPNOTSUPP: `unsupported event bus "kafk"; known: local, …; did you mean …?` or the module that is missing. `setting`
+ * names where the URL came from, for the message ("EVENT_BUS_URL"). */
+int om_registry_bus(const struct om_url *url, const char *setting, const struct om_bus_ops **ret, struct om_error *e);
+int om_registry_store(const struct om_url *url, const char *setting, const struct om_store_ops **ret, struct om_error *e);
+
+#endif
