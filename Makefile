@@ -127,6 +127,17 @@ test-integration: deps-test ## only the whole-system tests
 	@$(MAKE) --no-print-directory tests-build
 	@tests/run $(B) integration
 
+demo: all ## start a daemon, serve an agent, publish tasks, show results; stops by itself
+	@packaging/demo.sh $(B)
+
+lint: ## layout, spelling, scripts, dependency rule, static checks
+	@packaging/install-deps.sh build test lint
+	@B=$(B) tests/lint
+
+format: ## lay out the sources by clang-format
+	@packaging/install-deps.sh lint
+	clang-format -i $$(git ls-files -co --exclude-standard -- '*.c' '*.h')
+
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
