@@ -303,19 +303,74 @@ static const char *skip_string(struct om_json *j, const char *p, bool *ret_escap
         return p + 1;
 }
 
+/* Stepping over brackets, 64 bytes a turn. */
+struct skipping {
+        uint64_t inside;  /* all ones when the block starts inside a string */
+        uint64_t escaped; /* 1 when its first byte stands after a backslash */
+        size_t open;      /* brackets */
+};
+
+static inline size_t count_bits(uint64_t x) { /* without a popcnt instruction, which the baseline of x86-64 lacks */
+        x -= x >> 1 & 0x5555555555555555;
+        x = (x & 0x3333333333333333) + (x >> 2 & 0x3333333333333333);
+        return (size_t) (((x + (x >> 4)) & 0x0f0f0f0f0f0f0f0f) * OM_TEXT_ONES >> 56);
+}
+
+/* The bytes of a block that stand after a backslash which is not itself escaped. */
+static uint64_t find_escaped(struct skipping *s, uint64_t backslash) {
+        uint64_t escaped = s->escaped;
+        s->escaped = 0;
+        backslash &= ~escaped;
+        while (backslash) {
+                unsigned i = (unsigned) __builtin_ctzll(backslash);
+                if (i == 63)
+                        s->escaped = 1;
+                else
+                        escaped |= UINT64_C(2) << i;
+                backslash &= ~(UINT64_C(3) << i); /* the backslash, and the next byte, which is no beginning of an escape */
+        }
+        return escaped;
+}
+
+/* The place in the block after the bracket that closes the first one, or 0 when it does not close here. */
+static unsigned skip_block(struct skipping *s, const char *p) {
+        struct om_text_marks m = om_text_mark64(p);
+        if (m.backslash | s->escaped)
+                m.quote &= ~find_escaped(s, m.backslash);
+        uint64_t inside = m.quote; /* each bit the parity of the quotes up to it: inside a string or not */
+        for (int shift = 1; shift < 64; shift *= 2)
+                inside ^= inside << shift;
+        inside ^= s->inside;
+        s->inside = 0 - (inside >> 63);
+        m.open &= ~inside;
+        m.close &= ~inside;
+        size_t closing = count_bits(m.close);
+        if (closing < s->open) {
+                s->open = s->open - closing + count_bits(m.open);
+                return 0;
+        }
+        for (uint64_t brackets = m.open | m.close; brackets; brackets &= brackets - 1) {
+                unsigned i = (unsigned) __builtin_ctzll(brackets);
+                if (m.open >> i & 1)
+                        s->open++;
+                else if (--s->open == 0)
+                        return i + 1;
+        }
+        return 0;
+}
+
 /* `p` is at an opening bracket. */
 static const char *skip_container(struct om_json *j, const char *p) {
-        size_t open = 0;
-        bool escaped;
-        while (p && (p = om_text_find_bracket(p, j->end)) < j->end) {
-                if (*p == '"')
-                        p = skip_string(j, p + 1, &escaped);
-                else if ((*p++ | 0x20) == '{')
-                        open++;
-                else if (--open == 0)
-                        return p;
-        }
-        return p ? wrong(j, p, "the text ends inside an array or object") : NULL;
+        struct skipping s = { 0, 0, 0 };
+        unsigned n;
+        for (; j->end - p >= 64; p += 64)
+                if ((n = skip_block(&s, p)))
+                        return p + n;
+        char last[64];
+        memset(last, ' ', sizeof last);
+        memcpy(last, p, (size_t) (j->end - p));
+        n = skip_block(&s, last);
+        return n ? p + n : wrong(j, j->end, "the text ends inside an array or object");
 }
 
 static const char *skip_scalar(struct om_json *j, const char *p, struct om_json_value *v) {

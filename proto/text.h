@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <endian.h>
 #ifdef __SSE2__
 #include <emmintrin.h>
 #endif
@@ -76,33 +77,48 @@ static inline const char *om_text_find_quote(const char *p, const char *end) {
         return p;
 }
 
-/* The first quote or bracket, `[]{}"`, or `end`. Setting bit 5 makes `[` into `{` and `]` into `}`, and nothing else into either. */
-static inline const char *om_text_find_bracket(const char *p, const char *end) {
+/* For 64 bytes, a bit each (bit 0 the first): where the backslashes, quotes and brackets are. */
+struct om_text_marks {
+        uint64_t backslash, quote, open, close; /* `[` and `{`; `]` and `}` */
+};
+
 #ifdef __SSE2__
-        const __m128i quote = _mm_set1_epi8('"'), opens = _mm_set1_epi8('{'), closes = _mm_set1_epi8('}'), bit = _mm_set1_epi8(0x20);
-        while (end - p >= 16) {
-                __m128i v = _mm_loadu_si128((const __m128i *) (const void *) p);
-                __m128i folded = _mm_or_si128(v, bit);
-                __m128i hit =
-                        _mm_or_si128(_mm_cmpeq_epi8(v, quote), _mm_or_si128(_mm_cmpeq_epi8(folded, opens), _mm_cmpeq_epi8(folded, closes)));
-                unsigned mask = (unsigned) _mm_movemask_epi8(hit);
-                if (mask)
-                        return p + __builtin_ctz(mask);
-                p += 16;
+static inline struct om_text_marks om_text_mark64(const char *p) {
+        const __m128i quote = _mm_set1_epi8('"'), backslash = _mm_set1_epi8('\\'), open = _mm_set1_epi8('{'), close = _mm_set1_epi8('}');
+        struct om_text_marks m = { 0, 0, 0, 0 };
+        for (int i = 0; i < 64; i += 16) {
+                __m128i v = _mm_loadu_si128((const __m128i *) (const void *) (p + i));
+                /* setting bit 5 makes `[` into `{` and `]` into `}`, and nothing else into either */
+                __m128i folded = _mm_or_si128(v, _mm_set1_epi8(0x20));
+                m.backslash |= (uint64_t) (unsigned) _mm_movemask_epi8(_mm_cmpeq_epi8(v, backslash)) << i;
+                m.quote |= (uint64_t) (unsigned) _mm_movemask_epi8(_mm_cmpeq_epi8(v, quote)) << i;
+                m.open |= (uint64_t) (unsigned) _mm_movemask_epi8(_mm_cmpeq_epi8(folded, open)) << i;
+                m.close |= (uint64_t) (unsigned) _mm_movemask_epi8(_mm_cmpeq_epi8(folded, close)) << i;
         }
-#endif
-        while (end - p >= 8) {
-                uint64_t w;
-                memcpy(&w, p, 8);
-                uint64_t folded = w | (OM_TEXT_ONES * 0x20);
-                if (om_text_has(w, '"') || om_text_has(folded, '{') || om_text_has(folded, '}'))
-                        break;
-                p += 8;
-        }
-        while (p < end && *p != '"' && (*p | 0x20) != '{' && (*p | 0x20) != '}')
-                p++;
-        return p;
+        return m;
 }
+#else
+/* Eight bytes, the first in the low bits: a bit for each that is `c`. No carry crosses a byte, so every bit is right. */
+static inline uint64_t om_text_mark8(uint64_t w, char c) {
+        uint64_t x = w ^ (OM_TEXT_ONES * (unsigned char) c);
+        uint64_t zero = ~(((x & ~OM_TEXT_HIGHS) + ~OM_TEXT_HIGHS) | x) & OM_TEXT_HIGHS;
+        return (zero >> 7) * UINT64_C(0x0102040810204080) >> 56;
+}
+static inline struct om_text_marks om_text_mark64(const char *p) {
+        struct om_text_marks m = { 0, 0, 0, 0 };
+        for (int i = 0; i < 64; i += 8) {
+                uint64_t w;
+                memcpy(&w, p + i, 8);
+                w = le64toh(w);
+                uint64_t folded = w | (OM_TEXT_ONES * 0x20);
+                m.backslash |= om_text_mark8(w, '\\') << i;
+                m.quote |= om_text_mark8(w, '"') << i;
+                m.open |= om_text_mark8(folded, '{') << i;
+                m.close |= om_text_mark8(folded, '}') << i;
+        }
+        return m;
+}
+#endif
 
 /*
  * The length of the UTF-8 character at `p` (p < end): 1 to 4, or 0 where there is none. RFC 3629, section 4: no overlong
