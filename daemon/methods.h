@@ -22,7 +22,7 @@ int om_param_int(const struct om_json_member *m, int64_t min, int64_t max, int64
 int om_param_limit(const struct om_json_member *m, size_t *ret, struct om_error *e);
 /* A time in Unix seconds, as milliseconds. */
 int om_param_time(const struct om_json_member *m, int64_t *ret_ms, struct om_error *e);
-int om_param_bool(const struct om_json_member *m, bool *ret);
+void om_param_bool(const struct om_json_member *m, bool *ret);
 
 /* Member `name` of a checked object, whatever else stands in it: 1, or 0 where it has none. */
 int om_object_get(struct om_span object, const char *name, struct om_json_value *ret);

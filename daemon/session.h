@@ -72,6 +72,10 @@ void **om_session_watch_slot(struct om_session *s);    /* watch.c's */
 int om_session_pool_new(struct om_core *core, struct om_session_pool **ret);
 /* Closes what is open. */
 void om_session_pool_free(struct om_session_pool *p);
+/* A notification to every client; `params` is JSON. */
+void om_session_pool_tell(struct om_session_pool *p, const char *method, struct om_span params);
+/* Nothing more is read from any. */
+void om_session_pool_quiet(struct om_session_pool *p);
 /* Nothing more is read; each session is closed once its output is out, at the latest after a second; then `done` is posted. New ones are
  * closed at once. */
 void om_session_pool_drain(struct om_session_pool *p, struct om_post *done);
