@@ -18,6 +18,8 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { CALL_TIMEOUT_MS = 30000, WATCH_MS = 2000 };
+
 /* ASCII lines only where the environment asks for a locale without UTF-8: one that says nothing (a bare container) has a UTF-8 terminal. */
 static bool wants_ascii(void) {
         const char *names[] = { "LC_ALL", "LC_CTYPE", "LANG" };
@@ -30,6 +32,16 @@ static bool wants_ascii(void) {
                 }
         }
         return false;
+}
+
+/* `agent run --timeout` is about the program, not about calls. */
+static int64_t call_timeout_ms(const struct args *a) {
+        for (const struct option *o = a->command ? a->command->options : NULL; o && o->name; o++) {
+                if (strcmp(o->name, "timeout") == 0) {
+                        return CALL_TIMEOUT_MS;
+                }
+        }
+        return args_number(a, "timeout", CALL_TIMEOUT_MS);
 }
 
 static void set_up_output(struct ctl *ctl) {
@@ -46,8 +58,8 @@ static void set_up_output(struct ctl *ctl) {
         ctl->format = (enum ctl_format) args_number(&ctl->args, "format", ctl->out_tty ? FORMAT_TABLE : FORMAT_JSON);
         ctl->quiet = args_has(&ctl->args, "quiet");
         ctl->yes = args_has(&ctl->args, "yes");
-        ctl->timeout_ms = 30000;
-        ctl->watch_ms = args_has(&ctl->args, "watch") ? args_number(&ctl->args, "watch", 2000) : 0;
+        ctl->timeout_ms = call_timeout_ms(&ctl->args);
+        ctl->watch_ms = args_has(&ctl->args, "watch") ? args_number(&ctl->args, "watch", WATCH_MS) : 0;
         ctl->now = term_now();
 }
 
@@ -99,7 +111,7 @@ static int run(struct ctl *ctl) {
         const struct command *c = ctl->args.command;
         int r;
 
-        if (args_has(&ctl->args, "version") && (!c || !c->run || strcmp(c->path, "call") != 0)) {
+        if (args_has(&ctl->args, "version")) {
                 om_buf_printf(&ctl->out, "%s %s\n", ctl->program, omni_version());
                 return ctl_flush(ctl);
         }
