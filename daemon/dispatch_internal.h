@@ -16,6 +16,8 @@
  *
  * Loop thread.
  */
+/* uthash's own choice falls through switch labels, which clang warns of; the keys are short. */
+#define HASH_FUNCTION(key, len, hash) HASH_FNV(key, len, hash)
 #include <uthash.h>
 
 #include "call.h"
