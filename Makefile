@@ -127,6 +127,14 @@ test-integration: deps-test ## only the whole-system tests
 	@$(MAKE) --no-print-directory tests-build
 	@tests/run $(B) integration
 
+$(B)/tests/bench/bench: $(B)/obj/tests/bench/bench.o $(B)/lib/libomniclient.a
+	@mkdir -p $(@D)
+	$(CC) -pie $(LDFLAGS_ALL) $^ -llmdb -lpthread -lm -o $@
+
+bench: all ## measure, beside what LMDB and the disk do alone (BENCH_ARGS="--only WORD --runs N --json FILE")
+	@$(MAKE) --no-print-directory $(B)/tests/bench/bench
+	@OMNI_BIN=$(B)/bin $(B)/tests/bench/bench $(BENCH_ARGS)
+
 demo: all ## start a daemon, serve an agent, publish tasks, show results; stops by itself
 	@packaging/demo.sh $(B)
 

@@ -57,6 +57,9 @@ int om_session_end(struct om_session *s);
 /* Whether deliveries may be written now; when false, om_dispatch_session_ready() will be called when they may again. */
 bool om_session_can_deliver(const struct om_session *s);
 
+/* Whether the client can still send: not closed, nor at the end of its input. */
+bool om_session_is_open(const struct om_session *s);
+
 /* For others' state on a session. */
 struct om_core *om_session_core(const struct om_session *s);
 uint64_t om_session_serial(const struct om_session *s); /* never used twice in a run */
