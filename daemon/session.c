@@ -560,6 +560,7 @@ void om_session_pool_free(struct om_session_pool *p) {
         while (p->core->sessions)
                 om_session_close(p->core->sessions, NULL);
         free_dead(p);
+        om_loop_forget_turn_end(p->core->loop, &p->flush);
         while ((req = p->spare_requests)) {
                 p->spare_requests = req->next;
                 free(req);
