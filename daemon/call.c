@@ -89,6 +89,7 @@ void om_call_free(struct om_call *c) {
         free_output(c);
         om_arena_deinit(&c->arena);
         om_request_done(c->req);
+        free(c->rows);
         free(c->error);
         free(c);
 }
@@ -295,6 +296,97 @@ static void completed(struct om_call *c, int status, const struct om_error *e) {
         calls->n_open--;
         send_waiting(calls);
         stopped_when_empty(calls);
+}
+
+/* -- all pages of a list ------------------------------------------------------------------------------------------------------- */
+
+static bool gather(struct om_call *c) {
+        struct om_store_list *list = &c->list;
+        size_t wanted = c->n_rows + list->n;
+        struct om_store_entry *rows = c->rows;
+
+        if (wanted > c->max_rows) {
+                wanted = wanted > 2 * c->max_rows ? wanted : 2 * c->max_rows;
+                rows = realloc(c->rows, wanted * sizeof *rows);
+                if (!rows)
+                        return false;
+                c->rows = rows;
+                c->max_rows = wanted;
+        }
+        for (size_t i = 0; i < list->n; i++) {
+                const struct om_store_entry *from = &list->entries[i];
+                struct om_store_entry *to = &c->rows[c->n_rows];
+
+                *to = *from;
+                to->key = om_call_copy(c, from->key);
+                to->name = om_call_copy(c, from->name);
+                to->value = om_call_copy(c, from->value);
+                to->topic = to->status = OM_SPAN_NONE;
+                if ((from->key.p && !to->key.p) || (from->name.p && !to->name.p) || (from->value.p && !to->value.p))
+                        return false;
+                c->n_rows++;
+        }
+        return true;
+}
+
+static void on_page(struct om_call *c, int status, const struct om_error *e) {
+        struct om_store_list again = { .kind = c->list.kind,
+                .key = c->list.key,
+                .name = c->list.name,
+                .topic = c->list.topic,
+                .status = c->list.status,
+                .since_ms = c->list.since_ms,
+                .until_ms = c->list.until_ms,
+                .limit = c->list.limit };
+        om_call_done_fn *collected = c->after;
+        struct om_error oom;
+
+        if (status == 0 && !gather(c)) {
+                status = om_error_set_errno(&oom, ENOMEM, "the list");
+                e = &oom;
+        }
+        again.cursor = status == 0 ? om_call_copy(c, c->list.next_cursor) : OM_SPAN_NONE;
+        if (!again.cursor.p) {
+                collected(c, status, e);
+                return;
+        }
+        om_call_reset(c, OM_CALL_STORE_LIST, on_page);
+        c->list = again;
+        om_call_start(c);
+}
+
+void om_call_collect(struct om_call *c) {
+        c->after = c->done;
+        c->done = on_page;
+        c->n_rows = 0;
+        om_call_start(c);
+}
+
+/* -- one entry ------------------------------------------------------------------------------------------------------------------ */
+
+static void on_put(struct om_call *c, int status, const struct om_error *e) {
+        struct om_error failed;
+
+        if (status == 0 && c->one_outcome.status < 0) {
+                status = c->one_outcome.status;
+                om_error_set(&failed, om_kind_of_errno(status), "the storage refused the entry: %s",
+                        c->one_outcome.why ? c->one_outcome.why : strerror(-status));
+                e = &failed;
+        }
+        c->after(c, status, e);
+}
+
+void om_call_put_one(struct om_call *c, enum om_store_kind kind, const struct om_store_entry *entry, om_call_done_fn *done) {
+        om_call_reset(c, OM_CALL_STORE_PUT, on_put);
+        c->after = done;
+        c->one = *entry;
+        c->one.saved_ms = om_now_ms();
+        c->one_outcome = (struct om_outcome){ 0 };
+        c->put.kind = kind;
+        c->put.entries = &c->one;
+        c->put.n = 1;
+        c->put.outcomes = &c->one_outcome;
+        om_call_start(c);
 }
 
 /* -- for the core -------------------------------------------------------------------------------------------------------------- */

@@ -575,6 +575,7 @@ void om_session_pool_free(struct om_session_pool *p) {
 
 /* -- what others know of a session ---------------------------------------------------------------------------------------------- */
 
+bool om_session_is_open(const struct om_session *s) { return s->state == OM_SESSION_OPEN; }
 struct om_core *om_session_core(const struct om_session *s) {
         return s->core;
 }

@@ -48,6 +48,8 @@ struct om_buf *om_request_begin(struct om_request *req);
 void om_request_end(struct om_request *req); /* ends the reply begun, frees req; a reply above the frame limit becomes an error `limit` */
 void om_request_ok(struct om_request *req);  /* {} */
 void om_request_error(struct om_request *req, const struct om_error *e);
+/* The same with more members in `data`: raw JSON that begins with a comma (`,"deliveries":[1,2]`), or absent. */
+void om_request_error_data(struct om_request *req, const struct om_error *e, struct om_span members);
 void om_request_done(struct om_request *req); /* frees it without an answer */
 
 /* Notifications to the client: begin returns the buffer at the value of `params`, NULL when the session is closing. end sends it at the end
@@ -56,6 +58,9 @@ struct om_buf *om_session_begin(struct om_session *s, const char *method);
 int om_session_end(struct om_session *s);
 /* Whether deliveries may be written now; when false, om_dispatch_session_ready() will be called when they may again. */
 bool om_session_can_deliver(const struct om_session *s);
+
+/* Whether the client can still send: not closed, nor at the end of its input. */
+bool om_session_is_open(const struct om_session *s);
 
 /* For others' state on a session. */
 struct om_core *om_session_core(const struct om_session *s);

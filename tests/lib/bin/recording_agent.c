@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An agent for the tests: `recording_agent TOPIC NAME FILE` acknowledges every task with its own content as the result, and writes a line "id attempt" into FILE before it does.
- * Serves until SIGTERM, through any number of restarts of the daemon.
+ * An agent for the tests: `recording_agent TOPIC NAME FILE` acknowledges every task with its own content as the result, and writes a line
+ * "id attempt" into FILE before it does. Serves until SIGTERM, through any number of restarts of the daemon.
  */
 #include <fcntl.h>
 #include <signal.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A producer for the tests: `recording_producer TOPIC COUNT FILE` publishes COUNT tasks, several hundred in flight, and writes the id of each that was acknowledged into FILE. It goes
- * on through restarts of the daemon; a publish that fails for good is an error.
+ * A producer for the tests: `recording_producer TOPIC COUNT FILE` publishes COUNT tasks, several hundred in flight, and writes the id of
+ * each that was acknowledged into FILE. It goes on through restarts of the daemon; a publish that fails for good is an error.
  */
 #include <errno.h>
 #include <stdio.h>
