@@ -909,8 +909,7 @@ static void script_extend_in_handler(struct fake *f) {
         fake_reply(f, "{\"subscription\":1,\"group\":\"g\"}");
         fake_send(f, DELIVER(1, TASK(1, "1")));
         fake_expect(f, "task.extend");
-        *(volatile int *) fake_user(f) = 1; /* while the handler still runs: it waits for this */
-        __sync_synchronize();
+        __sync_fetch_and_add((int *) fake_user(f), 1); /* while the handler still runs: it waits for this */
         fake_expect(f, "task.ack");
         fake_reply(f, "{}");
         fake_read(f);
