@@ -414,16 +414,37 @@ int om_dispatch_new(struct om_core *core, struct om_dispatch **ret) {
         return 0;
 }
 
+/* Without a word to the bus, which is closed: what was leased comes again. */
+static void client_forget(struct om_client *c) {
+        om_results_client_closed(c->d->core->results, c);
+        while (c->subs) {
+                struct om_subscription *sub = c->subs;
+
+                while (sub->leases)
+                        om_lease_take(sub->leases);
+                om_subscription_end(sub, OM_RELEASE);
+        }
+        om_client_free(c);
+}
+
 void om_dispatch_free(struct om_dispatch *d) {
         struct om_group *g, *tmp;
+        struct om_subscription *sub;
 
         if (!d)
                 return;
-        om_loop_forget_turn_end(d->core->loop, &d->turn_end);
-        HASH_ITER (hh, d->groups, g, tmp)
+        while (d->clients)
+                client_forget(d->clients);
+        while ((sub = d->turn_subs)) {
+                d->turn_subs = sub->turn_next;
+                om_subscription_swept(sub);
+        }
+        HASH_ITER (hh, d->groups, g, tmp) {
+                ends_tell(g);
                 group_free(g);
-        om_settle_deinit(d);
+        }
         om_publish_deinit(d);
+        om_settle_deinit(d);
         om_publish_calls_deinit(d);
         om_finish_deinit(d);
         om_leases_deinit(d);
@@ -431,5 +452,6 @@ void om_dispatch_free(struct om_dispatch *d) {
         om_deadlines_deinit(&d->call_deadlines);
         if (d->grace_timer)
                 event_free(d->grace_timer);
+        om_loop_forget_turn_end(d->core->loop, &d->turn_end);
         free(d);
 }

@@ -31,7 +31,15 @@ struct om_client *om_client_of(struct om_dispatch *d, struct om_session *s) {
         c->session = s;
         c->d = d;
         *slot = c;
+        DL_APPEND(d->clients, c);
         return c;
+}
+
+void om_client_free(struct om_client *c) {
+        DL_DELETE(c->d->clients, c);
+        *om_session_dispatch_slot(c->session) = NULL;
+        free(c->buckets);
+        free(c);
 }
 
 void om_subscription_turn(struct om_subscription *sub) {
@@ -195,9 +203,7 @@ void om_dispatch_session_closed(struct om_dispatch *d, struct om_session *s) {
         om_results_client_closed(d->core->results, c);
         while (c->subs)
                 om_subscription_end(c->subs, OM_RETRY);
-        *om_session_dispatch_slot(s) = NULL;
-        free(c->buckets);
-        free(c);
+        om_client_free(c);
 }
 
 void om_dispatch_session_ready(struct om_dispatch *d, struct om_session *s) {

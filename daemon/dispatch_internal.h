@@ -12,7 +12,7 @@
  *   dispatch_settle.c     the batches of settlements
  *   dispatch_publish.c    the batches of tasks to publish
  *   dispatch_dedupe.c     idempotency keys on a bus that has none
- *   outputs.c             what an ack publishes
+ *   outputs.c             what an ack publishes; output_id.c: under which ids
  *
  * Loop thread.
  */
@@ -112,6 +112,7 @@ struct om_ack {
 
 /* The dispatcher's state on a session: in its dispatch slot, from the first need to the session's end. */
 struct om_client {
+        struct om_client *prev, *next; /* all of them */
         struct om_session *session;
         struct om_dispatch *d;
         struct om_subscription *subs; /* a list; at most OM_SUBSCRIPTIONS_MAX */
@@ -181,6 +182,7 @@ struct om_dispatch {
         struct om_deadlines publish_deadlines, call_deadlines;
 
         struct om_group *groups; /* by name */
+        struct om_client *clients;
         struct om_group *turn_groups;
         struct om_subscription *turn_subs;
 
@@ -232,6 +234,7 @@ void om_group_touch(struct om_group *g);
 /* -- dispatch_client.c ---------------------------------------------------------------------------------------------------- */
 struct om_client *om_client_of(struct om_dispatch *d, struct om_session *s); /* made when there is none; NULL: out of memory */
 struct om_client *om_client_find(struct om_session *s);
+void om_client_free(struct om_client *c);
 void om_subscription_serve(struct om_subscription *sub, bool created); /* the bus serves its group: answers */
 struct om_subscription *om_subscription_new(
         struct om_client *c, struct om_group *g, const struct om_registration *r, struct om_request *req);
@@ -334,7 +337,7 @@ struct om_outputs {
 int om_outputs_new(struct om_lease *lease, struct om_span publish, struct om_span result, struct om_outputs **ret, struct om_error *e);
 void om_outputs_free(struct om_outputs *o);
 int om_outputs_bus_tasks(struct om_outputs *o); /* fills bus_tasks; -ENOMEM */
-/* task_id.c: a UUID (RFC 9562, version 8) that is the same for the same three. */
+/* output_id.c: a UUID (RFC 9562, version 8) that is the same for the same three. */
 void om_task_id_derive(struct om_span task_id, struct om_span agent, uint64_t n, char ret_id[OM_ID_LEN + 1]);
 
 /* -- results.c ---------------------------------------------------------------------------------------------------------------- */

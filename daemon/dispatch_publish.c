@@ -547,15 +547,17 @@ void om_publish_checked(
 }
 
 void om_publish_deinit(struct om_dispatch *d) {
-        struct om_publish_batch *next;
+        struct om_publish_batch *b, *next;
 
-        if (d->publishing)
-                batch_free(d->publishing);
-        for (struct om_publish_batch *b = d->publish_queue; b; b = next) {
-                next = b->next;
-                batch_free(b);
+        if (d->publishing) {
+                answer_early(d->publishing);
+                batch_queue(d);
         }
-        for (struct om_publish_batch *b = d->free_publishes; b; b = next) {
+        while ((b = d->publish_queue)) {
+                d->publish_queue = b->next;
+                batch_failed(b, -EAGAIN, "the daemon is stopping");
+        }
+        for (b = d->free_publishes; b; b = next) {
                 next = b->next;
                 batch_free(b);
         }

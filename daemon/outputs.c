@@ -4,7 +4,7 @@
  *
  * Always true:
  *   - everything is checked when the ack comes, so that an ack with a bad output changes nothing;
- *   - an output without an id of its own gets one that follows from the task, the agent and its place (task_id.c); the reply's place is
+ *   - an output without an id of its own gets one that follows from the task, the agent and its place (output_id.c); the reply's place is
  *     behind any that a client may name;
  *   - texts are copied once, since the ack's frame is gone when the outputs go to the bus.
  * A task without `publish` and without `reply_to` costs a search for seven letters.

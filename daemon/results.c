@@ -557,9 +557,17 @@ int om_results_new(struct om_core *core, struct om_results **ret) {
 
 void om_results_free(struct om_results *r) {
         struct save_batch *next;
+        struct waiters *of, *tmp;
+        struct om_error e;
 
         if (!r)
                 return;
+        om_error_set(&e, OM_UNAVAILABLE, "the daemon is stopping");
+        HASH_ITER (hh, r->waiters, of, tmp) {
+                while (of->list->id_next)
+                        om_request_error(waiter_end(of->list), &e);
+                om_request_error(waiter_end(of->list), &e);
+        }
         om_loop_forget_turn_end(r->core->loop, &r->turn_end);
         if (r->gathering)
                 batch_free(r->gathering);
