@@ -159,6 +159,15 @@ format: ## lay out the sources by clang-format
 	@packaging/install-deps.sh lint
 	clang-format -i $$(git ls-files -co --exclude-standard -- '*.c' '*.h')
 
+# What install puts and uninstall removes is one list, in the script.
+INSTALL = B=$(B) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) VERSION=$(VERSION) SOMAJOR=$(SOMAJOR) $(if $(LIBDIR),LIBDIR=$(LIBDIR)) packaging/install.sh
+
+install: programs ## put everything under PREFIX (/usr/local), DESTDIR in front
+	@$(INSTALL) install
+
+uninstall: ## remove exactly what install put there
+	@$(INSTALL) uninstall
+
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 

@@ -1,458 +1,157 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * A bus and a storage in memory, for tests of the dispatcher. Simple and slow on purpose: lists, and a post for each completion.
- *
- * What it keeps true, so that the tests may rely on it: nothing completes before its call has returned; a delivery is out until a settle
- * that names it completes with 0 or -ESTALE; effects are written to the log in the order in which they happen. Loop thread.
- */
-#include "fake_backends.h"
-
+/* See fake_backends.h. */
+#include <arpa/inet.h>
+#include <check.h>
 #include <errno.h>
-#include <stdarg.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "../../backends/registry.h"
-#include "../../proto/task.h"
+#include "../../daemon/log.h"
+#include "../../proto/frame.h"
+#include "fake_backends.h"
 
 struct fake fake;
 
-/* -- the log ------------------------------------------------------------------------------------------------------------------- */
+/* -- completing later ------------------------------------------------------------------------------------------------------- */
 
-static void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
-static void note(const char *format, ...) {
-        va_list args;
-        int n;
-
-        va_start(args, format);
-        n = vsnprintf(fake.log + fake.log_len, sizeof fake.log - fake.log_len, format, args);
-        va_end(args);
-        if (n > 0 && fake.log_len + (size_t) n < sizeof fake.log)
-                fake.log_len += (size_t) n;
-}
-void fake_log_clear(void) {
-        fake.log_len = 0;
-        fake.log[0] = '\0';
-}
-bool fake_logged(const char *text) { return strstr(fake.log, text) != NULL; }
-bool fake_before(const char *first, const char *then) {
-        const char *a = strstr(fake.log, first), *b = strstr(fake.log, then);
-
-        return a && b && a < b;
-}
-
-/* -- completions --------------------------------------------------------------------------------------------------------------- */
-
-enum what { PUBLISH, SETTLE, PUT, OTHER };
-struct pending {
-        struct om_post post; /* first */
-        struct pending *next;
+struct completion {
+        struct om_post post;
         struct om_op *op;
-        enum what what;
         int status;
-        bool held, posted;
-        void (*effect)(struct om_op *op); /* when it completes with 0 */
 };
-static struct pending *held;
-static struct om_host *host;
 
-static void complete(struct om_post *post) {
-        struct pending *p = (struct pending *) post;
-        struct om_op *op = p->op;
+static void on_completion(struct om_post *post) {
+        struct completion *c = (struct completion *) post;
         struct om_error e = OM_ERROR_INIT;
-        int status = p->status;
+        struct om_op *op = c->op;
+        int status = c->status;
 
-        if (status == 0)
-                p->effect(op);
-        else
+        free(c);
+        if (status < 0)
                 om_error_set_errno(&e, status, "fake");
-        free(p);
-        op->done(op, status, &e);
-}
-static void send_off(struct pending *p) {
-        p->held = false;
-        om_host_post(host, &p->post);
-}
-static void cancel(struct om_op *op) {
-        struct pending *p = op->backend;
-
-        fake.cancels++;
-        if (!p->held)
-                return;
-        for (struct pending **q = &held; *q; q = &(*q)->next)
-                if (*q == p) {
-                        *q = p->next;
-                        break;
-                }
-        p->status = -ECANCELED;
-        send_off(p);
-}
-static void start(struct om_op *op, enum what what, bool hold, int status, void (*effect)(struct om_op *op)) {
-        struct pending *p = calloc(1, sizeof *p);
-
-        *p = (struct pending){ .post = { .fn = complete }, .op = op, .what = what, .status = status, .effect = effect };
-        op->backend = p;
-        op->cancel = cancel;
-        if (!hold) {
-                send_off(p);
-                return;
-        }
-        p->held = true;
-        struct pending **q = &held;
-        while (*q)
-                q = &(*q)->next;
-        *q = p;
-}
-void fake_release(void) {
-        struct pending *p;
-
-        fake.faults.publish_hold = fake.faults.settle_hold = fake.faults.put_hold = false;
-        while ((p = held)) {
-                held = p->next;
-                send_off(p);
-        }
+        op->done(op, status, status < 0 ? &e : NULL);
 }
 
-/* -- the bus -------------------------------------------------------------------------------------------------------------------- */
+static int complete(struct om_op *op, int status) {
+        struct completion *c = calloc(1, sizeof *c);
 
-struct entry {                       /* one task for one group */
-        struct om_delivery delivery; /* first */
-        struct entry *next;
-        char id[OM_NAME_MAX + 1];
-        struct om_post post;
-        int64_t due_ms;
-        bool out;
-        struct om_bus_sub *group;
-        char record[];
-};
-struct om_bus_sub {
-        struct om_bus_sub *next;
-        char topic[OM_TOPIC_MAX + 1], agent[OM_NAME_MAX + 1];
-        struct entry *queue;
-        void *core;
-        unsigned want, dead;
-        bool served, posted;
-        struct om_post post;
-};
-struct task {
-        struct task *next;
-        char topic[OM_TOPIC_MAX + 1];
-        char record[];
-};
+        op->cancel = NULL;
+        *c = (struct completion){ .post = { .fn = on_completion }, .op = op, .status = status };
+        om_host_post(fake.core ? fake.core->host : om_loop_host(fake.loop), &c->post);
+        return 0;
+}
+
+/* -- the bus ------------------------------------------------------------------------------------------------------------------ */
+
 struct om_bus {
-        struct om_bus_sub *groups;
-        struct task *log;
+        struct om_post ready;
         const struct om_bus_events *events;
         void *core;
-        struct om_post ready;
 };
-static struct om_bus *bus;
+static struct om_bus the_bus;
+static struct om_bus_sub *the_sub = (struct om_bus_sub *) &the_bus;
 
-static void copy(char *to, size_t size, struct om_span from) { snprintf(to, size, "%.*s", OM_PRI(from)); }
+enum { HELD_MAX = 2048 };
+static struct om_bus_query *held[HELD_MAX];
 
-static void deliver_post(struct om_post *post) {
-        struct om_bus_sub *g = (struct om_bus_sub *) ((char *) post - offsetof(struct om_bus_sub, post));
-        struct om_delivery *list[64];
-        size_t n = 0;
+static void bus_ready(struct om_post *post) { the_bus.events->state(the_bus.core, OM_BUS_READY, NULL); }
 
-        g->posted = false;
-        for (struct entry *e = g->queue; e && n < 64 && g->served && g->want; e = e->next) {
-                if (e->out || e->due_ms > om_now_ms())
-                        continue;
-                e->out = true;
-                e->delivery.sub = g;
-                e->delivery.gone = false;
-                e->delivery.core = NULL;
-                list[n++] = &e->delivery;
-                g->want--;
-                fake.out++;
-        }
-        if (fake.out > fake.max_out)
-                fake.max_out = fake.out;
-        if (n)
-                bus->events->deliver(g->core, list, n);
-}
-static void pump(struct om_bus_sub *g) {
-        if (g->posted || !g->served)
-                return;
-        g->posted = true;
-        g->post.fn = deliver_post;
-        om_host_post(host, &g->post);
-}
-static void enqueue(struct om_bus_sub *g, const char *record, const char *id) {
-        struct entry *e = calloc(1, sizeof *e + strlen(record) + 1), **p = &g->queue;
-
-        strcpy(e->record, record);
-        snprintf(e->id, sizeof e->id, "%s", id);
-        e->delivery.record = om_span_of(e->record);
-        e->delivery.attempt = 1;
-        e->group = g;
-        while (*p)
-                p = &(*p)->next;
-        *p = e;
-        pump(g);
-}
-static void publish_one(const struct om_bus_task *t) {
-        struct task *copy_of = calloc(1, sizeof *copy_of + t->record.len + 1), **p = &bus->log;
-        char id[OM_NAME_MAX + 1];
-
-        memcpy(copy_of->record, t->record.p, t->record.len);
-        copy(copy_of->topic, sizeof copy_of->topic, t->task->topic);
-        copy(id, sizeof id, t->task->id);
-        while (*p)
-                p = &(*p)->next;
-        *p = copy_of;
-        note("publish %s;", id);
-        for (struct om_bus_sub *g = bus->groups; g; g = g->next)
-                if (strcmp(g->topic, copy_of->topic) == 0)
-                        enqueue(g, copy_of->record, id);
-}
-
-/* What was borrowed is copied; it takes effect when it completes. */
-struct kept {
-        struct kept *next;
-        struct om_op *op;
-        size_t n;
-        struct om_bus_task *tasks;
-        struct om_task *parts;
-        char **texts;
-};
-static struct kept *kept_list;
-static void keep(struct om_op *op, const struct om_bus_task *tasks, size_t n) {
-        struct kept *k = calloc(1, sizeof *k);
-
-        *k = (struct kept){ .next = kept_list, .op = op, .n = n };
-        k->tasks = calloc(n, sizeof *k->tasks);
-        k->parts = calloc(n, sizeof *k->parts);
-        k->texts = calloc(n, sizeof *k->texts);
-        for (size_t i = 0; i < n; i++) {
-                k->texts[i] = strndup(tasks[i].record.p, tasks[i].record.len);
-                if (om_task_parse(om_span_of(k->texts[i]), "record", &k->parts[i], NULL) < 0)
-                        abort();
-                /* The parts that the core says are those of the record. */
-                if (!om_span_eq(k->parts[i].id, tasks[i].task->id) || !om_span_eq(k->parts[i].topic, tasks[i].task->topic) ||
-                        !om_span_eq(k->parts[i].content, tasks[i].task->content) || !om_span_eq(k->parts[i].key, tasks[i].task->key))
-                        abort();
-                k->tasks[i] = (struct om_bus_task){ .task = &k->parts[i], .record = om_span_of(k->texts[i]) };
-        }
-        kept_list = k;
-}
-static void unkeep(struct om_op *op, bool effect) {
-        struct kept *mine = NULL, *k;
-
-        for (struct kept **p = &kept_list; *p;) { /* newest first: turned around */
-                k = *p;
-                if (k->op != op) {
-                        p = &k->next;
-                        continue;
-                }
-                *p = k->next;
-                k->next = mine;
-                mine = k;
-        }
-        while ((k = mine)) {
-                mine = k->next;
-                for (size_t i = 0; i < k->n; i++) {
-                        if (effect)
-                                publish_one(&k->tasks[i]);
-                        om_task_deinit(&k->parts[i]);
-                        free(k->texts[i]);
-                }
-                free(k->tasks);
-                free(k->parts);
-                free(k->texts);
-                free(k);
-        }
-}
-
-static void publish_effect(struct om_op *op) {
-        struct om_bus_publish *p = (struct om_bus_publish *) op;
-
-        note("batch PUBLISH %zu;", p->n);
-        for (size_t i = 0; i < p->n; i++)
-                p->outcomes[i].status = 0;
-        unkeep(op, true);
-}
-static int bus_publish(struct om_bus *b, struct om_bus_publish *op, struct om_error *e) {
-        if (fake.faults.publish_refuse)
-                return om_error_set_errno(e, fake.faults.publish_refuse, "fake publish"), fake.faults.publish_refuse;
-        fake.publishes++;
-        if (fake.faults.publish_fail == 0)
-                keep(&op->op, op->tasks, op->n);
-        start(&op->op, PUBLISH, fake.faults.publish_hold, fake.faults.publish_fail, publish_effect);
-        return 0;
-}
-
-static void subscribe_effect(struct om_op *op) {}
-static int bus_subscribe(struct om_bus *b, struct om_bus_subscribe *op, struct om_error *e) {
-        struct om_bus_sub *g;
-
-        fake.subscribes++;
-        for (g = b->groups; g; g = g->next)
-                if (om_span_is(op->topic, g->topic) && om_span_is(op->agent, g->agent))
-                        break;
-        op->ret_created = !g;
-        if (!g) {
-                bool first = true;
-
-                for (struct om_bus_sub *o = b->groups; o; o = o->next)
-                        first = first && !om_span_is(op->topic, o->topic);
-                g = calloc(1, sizeof *g);
-                copy(g->topic, sizeof g->topic, op->topic);
-                copy(g->agent, sizeof g->agent, op->agent);
-                g->next = b->groups;
-                b->groups = g;
-                for (struct task *t = first ? b->log : NULL; t; t = t->next) {
-                        struct om_task parts;
-
-                        if (strcmp(t->topic, g->topic) != 0)
-                                continue;
-                        om_task_parse(om_span_of(t->record), "record", &parts, NULL);
-                        char id[OM_NAME_MAX + 1];
-                        copy(id, sizeof id, parts.id);
-                        enqueue(g, t->record, id);
-                        om_task_deinit(&parts);
-                }
-        }
-        g->core = op->core;
-        g->served = true;
-        g->want = 0;
-        op->ret_sub = g;
-        start(&op->op, OTHER, false, 0, subscribe_effect);
-        return 0;
-}
-static void bus_unsubscribe(struct om_bus_sub *g) {
-        fake.unsubscribes++;
-        for (struct entry *e = g->queue; e; e = e->next)
-                if (e->out)
-                        note("LEASED AT UNSUBSCRIBE %s;", e->id);
-        g->served = false;
-        g->want = 0;
-}
-static void bus_want(struct om_bus_sub *g, unsigned n) {
-        g->want = n;
-        note("want %s %u;", g->agent, n);
-        pump(g);
-}
-
-static void entry_remove(struct entry *e) {
-        for (struct entry **p = &e->group->queue; *p; p = &(*p)->next)
-                if (*p == e) {
-                        *p = e->next;
-                        break;
-                }
-        free(e);
-}
-static void due(struct om_post *post) {
-        struct entry *e = (struct entry *) ((char *) post - offsetof(struct entry, post));
-
-        pump(e->group);
-}
-static void settle_item(struct om_settlement *s) {
-        struct entry *e = (struct entry *) s->delivery;
-        static const char *const words[] = { "ack", "retry", "release", "dead" };
-
-        s->outcome.status = 0;
-        s->outcome.why = NULL;
-        if (e->delivery.gone) {
-                s->outcome.status = -ESTALE;
-        } else if (fake.faults.settle_outcome && (!fake.faults.settle_outcome_id || strcmp(fake.faults.settle_outcome_id, e->id) == 0)) {
-                s->outcome.status = fake.faults.settle_outcome;
-                if (s->outcome.status != -ESTALE)
-                        return;
-        }
-        fake.out--;
-        if (s->outcome.status == -ESTALE) {
-                note("stale %s;", e->id);
-                entry_remove(e);
-                return;
-        }
-        note("%s %s;", words[s->verdict], e->id);
-        if (s->verdict == OM_DEAD) {
-                e->group->dead++;
-                note("letter %.*s %.*s %u;", OM_PRI(s->letter->error_type), OM_PRI(s->letter->worker), s->letter->attempts);
-        }
-        if (s->verdict == OM_ACK || s->verdict == OM_DEAD) {
-                entry_remove(e);
-                return;
-        }
-        e->out = false;
-        e->delivery.attempt += s->verdict == OM_RETRY;
-        e->due_ms = s->verdict == OM_RETRY ? s->due_ms : 0;
-        if (e->due_ms > om_now_ms() + 60000)
-                e->due_ms = INT64_MAX;
-        e->post.fn = due;
-        om_host_post(host, &e->post);
-}
-static void settle_effect(struct om_op *op) {
-        struct om_bus_settle *s = (struct om_bus_settle *) op;
-
-        note("batch SETTLE %zu;", s->n);
-        unkeep(op, true);
-        for (size_t i = 0; i < s->n; i++)
-                settle_item(&s->items[i]);
-}
-static int bus_settle(struct om_bus *b, struct om_bus_settle *op, struct om_error *e) {
-        if (fake.faults.settle_refuse)
-                return om_error_set_errno(e, fake.faults.settle_refuse, "fake settle"), fake.faults.settle_refuse;
-        fake.settles++;
-        for (size_t i = 0; i < op->n && !fake.faults.settle_fail; i++)
-                if (op->items[i].n_outputs)
-                        keep(&op->op, op->items[i].outputs, op->items[i].n_outputs);
-        start(&op->op, SETTLE, fake.faults.settle_hold, fake.faults.settle_fail, settle_effect);
-        return 0;
-}
-static int bus_none(struct om_error *e) { return om_error_set(e, OM_UNSUPPORTED, "the fake bus cannot"); }
-static int bus_query(struct om_bus *b, struct om_bus_query *op, struct om_error *e) { return bus_none(e); }
-static int bus_change(struct om_bus *b, struct om_bus_change *op, struct om_error *e) { return bus_none(e); }
-
-static void close_effect(struct om_op *op) {}
-static int bus_close(struct om_bus *b, struct om_op *op, struct om_error *e) {
-        start(op, OTHER, false, 0, close_effect);
-        return 0;
-}
-static void bus_destroy(struct om_bus *b) {
-        struct om_bus_sub *g;
-        struct task *t;
-
-        while ((g = b->groups)) {
-                b->groups = g->next;
-                while (g->queue)
-                        entry_remove(g->queue);
-                free(g);
-        }
-        while ((t = b->log)) {
-                b->log = t->next;
-                free(t);
-        }
-        free(b);
-        bus = NULL;
-}
-static void bus_is_ready(struct om_post *post) { fake_bus_state(OM_BUS_READY); }
-void fake_bus_state(enum om_bus_state state) {
-        struct om_error e = OM_ERROR_INIT;
-
-        if (state != OM_BUS_READY)
-                om_error_set(&e, OM_UNAVAILABLE, "the fake bus is away");
-        bus->events->state(bus->core, state, &e);
-}
 static int bus_open(
-        struct om_host *h, struct om_url *url, const struct om_bus_events *events, void *core, struct om_bus **ret, struct om_error *e) {
-        host = h;
-        bus = calloc(1, sizeof *bus);
-        bus->events = events;
-        bus->core = core;
-        bus->ready.fn = bus_is_ready;
-        om_host_post(h, &bus->ready);
-        *ret = bus;
+        struct om_host *host, struct om_url *url, const struct om_bus_events *events, void *core, struct om_bus **ret, struct om_error *e) {
+        the_bus = (struct om_bus){ .ready = { .fn = bus_ready }, .events = events, .core = core };
+        om_host_post(host, &the_bus.ready);
+        *ret = &the_bus;
         return 0;
 }
 
-static struct om_bus_ops fake_bus_ops = {
-        .abi = OM_BACKEND_ABI,
+static int bus_publish(struct om_bus *bus, struct om_bus_publish *op, struct om_error *e) {
+        for (size_t i = 0; i < op->n; i++)
+                op->outcomes[i] = (struct om_outcome){ .status = 0 };
+        return complete(&op->op, 0);
+}
+
+static int bus_subscribe(struct om_bus *bus, struct om_bus_subscribe *op, struct om_error *e) {
+        op->ret_sub = the_sub;
+        op->ret_created = true;
+        return complete(&op->op, 0);
+}
+
+static void bus_unsubscribe(struct om_bus_sub *sub) {}
+static void bus_want(struct om_bus_sub *sub, unsigned n) {}
+
+static int bus_settle(struct om_bus *bus, struct om_bus_settle *op, struct om_error *e) {
+        for (size_t i = 0; i < op->n; i++)
+                op->items[i].outcome = (struct om_outcome){ .status = 0 };
+        return complete(&op->op, 0);
+}
+
+static void cancel_held(struct om_op *op) {
+        for (unsigned i = 0; i < fake.n_held; i++)
+                if (&held[i]->op == op) {
+                        memmove(held + i, held + i + 1, (fake.n_held - i - 1) * sizeof *held);
+                        fake.n_held--;
+                        complete(op, -ECANCELED);
+                        return;
+                }
+}
+
+static int bus_query(struct om_bus *bus, struct om_bus_query *op, struct om_error *e) {
+        if (fake.refuse > 0) {
+                fake.refuse--;
+                return om_error_set(e, OM_LIMIT, "fake: full");
+        }
+        if (op->type == OM_QUERY_HEALTH) {
+                if (!fake.bus_health)
+                        return om_error_set(e, OM_UNAVAILABLE, "fake: away");
+                op->info = om_arena_copy(&op->arena, om_span_of(fake.bus_health));
+                return complete(&op->op, 0);
+        }
+        if (op->type == OM_QUERY_TOPICS && fake.hold_queries) {
+                ck_assert_uint_lt(fake.n_held, HELD_MAX);
+                op->op.cancel = fake.no_cancel ? NULL : cancel_held;
+                held[fake.n_held++] = op;
+                return 0;
+        }
+        return complete(&op->op, 0);
+}
+
+void fake_release(unsigned i, unsigned n_topics) {
+        static char name[101];
+        struct om_bus_query *op = held[i];
+
+        ck_assert_uint_lt(i, fake.n_held);
+        memset(name, 'x', 100);
+        memmove(held + i, held + i + 1, (fake.n_held - i - 1) * sizeof *held);
+        fake.n_held--;
+        op->topics = om_arena_alloc(&op->arena, (n_topics + 1) * sizeof *op->topics);
+        op->n = n_topics;
+        for (unsigned t = 0; t < n_topics; t++)
+                op->topics[t] = (struct om_bus_topic_row){ .topic = { name, 100 } };
+        complete(&op->op, 0);
+}
+
+static int bus_change(struct om_bus *bus, struct om_bus_change *op, struct om_error *e) {
+        op->ret_n = 1;
+        return complete(&op->op, 0);
+}
+
+static int bus_close(struct om_bus *bus, struct om_op *op, struct om_error *e) {
+        ck_assert_uint_eq(fake.n_held, 0); /* no operation of the core is under way */
+        return complete(op, 0);
+}
+static void bus_destroy(struct om_bus *bus) {}
+
+static const char *const bus_schemes[] = { "fakebus", NULL };
+static const struct om_bus_ops bus_ops = { .abi = OM_BACKEND_ABI,
         .name = "fakebus",
-        .schemes = (const char *const[]){ "fakebus", NULL },
+        .schemes = bus_schemes,
         .doc = "for tests",
+        .capabilities = OM_BUS_PRIORITY | OM_BUS_KEYS,
         .open = bus_open,
         .publish = bus_publish,
         .subscribe = bus_subscribe,
@@ -462,226 +161,162 @@ static struct om_bus_ops fake_bus_ops = {
         .query = bus_query,
         .change = bus_change,
         .close = bus_close,
-        .destroy = bus_destroy,
-};
-
-static struct om_bus_sub *group(const char *topic, const char *agent) {
-        for (struct om_bus_sub *g = bus->groups; g; g = g->next)
-                if (strcmp(g->topic, topic) == 0 && strcmp(g->agent, agent) == 0)
-                        return g;
-        return NULL;
-}
-unsigned fake_waiting(const char *topic, const char *agent) {
-        const struct om_bus_sub *g = group(topic, agent);
-        unsigned n = 0;
-
-        for (const struct entry *e = g ? g->queue : NULL; e; e = e->next)
-                n += !e->out;
-        return n;
-}
-unsigned fake_dead(const char *topic, const char *agent) { return group(topic, agent) ? group(topic, agent)->dead : 0; }
-void fake_revoke(const char *task_id) {
-        for (struct om_bus_sub *g = bus->groups; g; g = g->next)
-                for (struct entry *e = g->queue; e; e = e->next)
-                        if (e->out && strcmp(e->id, task_id) == 0) {
-                                struct om_delivery *one = &e->delivery;
-
-                                one->gone = true;
-                                bus->events->revoked(g->core, &one, 1);
-                                return;
-                        }
-}
+        .destroy = bus_destroy };
 
 /* -- the storage ----------------------------------------------------------------------------------------------------------------- */
 
-struct thing {
-        struct thing *next;
-        enum om_store_kind kind;
-        char *key, *name, *value;
-        int64_t expires_ms;
-};
 struct om_store {
-        struct thing *things;
+        struct om_post ready;
         const struct om_store_events *events;
         void *core;
-        struct om_post ready;
 };
-static struct om_store *store;
+static struct om_store the_store;
 
-static char *text(struct om_span s) { return strndup(s.p ? s.p : "", s.len); }
+struct stored {
+        enum om_store_kind kind;
+        char *key, *name, *value;
+};
+static struct stored *rows;
+static size_t n_rows;
 
-/* Newest first. */
-static struct thing *find(enum om_store_kind kind, struct om_span key, struct om_span name) {
-        for (struct thing *t = store->things; t; t = t->next)
-                if (t->kind == kind && om_span_is(key, t->key) && (!name.p || om_span_is(name, t->name)))
-                        return t;
+static struct om_span span(const char *text) { return om_span_of(text); }
+
+static bool matches(const struct stored *row, enum om_store_kind kind, struct om_span key, struct om_span name) {
+        return row->kind == kind && (!key.p || om_span_eq(span(row->key), key)) && (!name.p || om_span_eq(span(row->name), name));
+}
+
+static char *text_of(struct om_span s) { return s.p ? strndup(s.p, s.len) : strdup(""); }
+
+static void free_row(struct stored *row) {
+        free(row->key);
+        free(row->name);
+        free(row->value);
+}
+
+static void put_row(enum om_store_kind kind, struct om_span key, struct om_span name, struct om_span value) {
+        for (size_t i = 0; i < n_rows; i++)
+                if (kind != OM_STORE_METRICS && matches(&rows[i], kind, key, name.p ? name : OM_SPAN(""))) {
+                        free(rows[i].value);
+                        rows[i].value = text_of(value);
+                        return;
+                }
+        rows = realloc(rows, (n_rows + 1) * sizeof *rows);
+        rows[n_rows++] = (struct stored){ kind, text_of(key), text_of(name), text_of(value) };
+}
+
+void fake_store(enum om_store_kind kind, const char *key, const char *name, const char *value) {
+        put_row(kind, span(key), span(name), span(value));
+}
+
+const char *fake_stored(enum om_store_kind kind, const char *key, const char *name) {
+        for (size_t i = 0; i < n_rows; i++)
+                if (matches(&rows[i], kind, span(key), span(name)))
+                        return rows[i].value;
         return NULL;
 }
-static void add(enum om_store_kind kind, struct om_span key, struct om_span name, struct om_span value) {
-        struct thing *t = calloc(1, sizeof *t);
 
-        *t = (struct thing){ .next = store->things, .kind = kind, .key = text(key), .name = text(name), .value = text(value) };
-        store->things = t;
-}
-struct put_copy {
-        struct put_copy *next;
-        struct om_op *op;
-        struct thing *things; /* in order */
-};
-static struct put_copy *put_copies;
+static void store_ready(struct om_post *post) { the_store.events->state(the_store.core, OM_STORE_READY, NULL); }
 
-static void put_effect(struct om_op *op) {
-        struct om_store_put *p = (struct om_store_put *) op;
-        size_t i = 0;
-
-        if (p->kind == OM_STORE_RESULTS)
-                note("batch PUT %zu;", p->n);
-        for (struct put_copy **q = &put_copies; *q; q = &(*q)->next) {
-                struct put_copy *c = *q;
-                struct thing *t;
-
-                if (c->op != op)
-                        continue;
-                while ((t = c->things)) {
-                        c->things = t->next;
-                        p->outcomes[i].status = fake.faults.put_outcome;
-                        p->outcomes[i++].why = NULL;
-                        if (!fake.faults.put_outcome) {
-                                if (t->kind == OM_STORE_RESULTS)
-                                        note("put %s;", t->key);
-                                add(t->kind, om_span_of(t->key), om_span_of(t->name), om_span_of(t->value));
-                        }
-                        free(t->key);
-                        free(t->name);
-                        free(t->value);
-                        free(t);
-                }
-                *q = c->next;
-                free(c);
-                return;
-        }
-}
-static int store_put(struct om_store *s, struct om_store_put *op, struct om_error *e) {
-        int fail = op->kind == OM_STORE_RESULTS ? fake.faults.put_fail : 0;
-
-        if (op->kind == OM_STORE_RESULTS && fake.faults.put_refuse)
-                return om_error_set_errno(e, fake.faults.put_refuse, "fake put"), fake.faults.put_refuse;
-        fake.puts += op->kind == OM_STORE_RESULTS;
-        if (!fail) {
-                struct put_copy *c = calloc(1, sizeof *c);
-                struct thing **tail = &c->things;
-
-                c->op = &op->op;
-                for (size_t i = 0; i < op->n; i++) {
-                        struct thing *t = calloc(1, sizeof *t);
-
-                        *t = (struct thing){ .kind = op->kind,
-                                .key = text(op->entries[i].key),
-                                .name = text(op->entries[i].name),
-                                .value = text(op->entries[i].value) };
-                        *tail = t;
-                        tail = &t->next;
-                }
-                c->next = put_copies;
-                put_copies = c;
-        }
-        start(&op->op, PUT, op->kind == OM_STORE_RESULTS && fake.faults.put_hold, fail, put_effect);
-        return 0;
-}
-static void get_effect(struct om_op *op) {
-        struct om_store_get *g = (struct om_store_get *) op;
-        const struct thing *t = find(g->kind, g->key, g->name);
-
-        g->entry.value = om_arena_copy(&g->arena, om_span_of(t->value));
-}
-static int store_get(struct om_store *s, struct om_store_get *op, struct om_error *e) {
-        start(&op->op, OTHER, false, find(op->kind, op->key, op->name) ? 0 : -ENOENT, get_effect);
-        return 0;
-}
-static void list_effect(struct om_op *op) {
-        struct om_store_list *l = (struct om_store_list *) op;
-        size_t n = 0;
-
-        for (struct thing *t = store->things; t; t = t->next)
-                n += t->kind == l->kind;
-        l->entries = om_arena_alloc(&l->arena, (n + 1) * sizeof *l->entries);
-        for (struct thing *t = store->things; t; t = t->next)
-                if (t->kind == l->kind)
-                        l->entries[l->n++] = (struct om_store_entry){
-                                .key = om_span_of(t->key), .name = om_span_of(t->name), .value = om_span_of(t->value)
-                        };
-}
-static int store_list(struct om_store *s, struct om_store_list *op, struct om_error *e) {
-        start(&op->op, OTHER, false, 0, list_effect);
-        return 0;
-}
-static void delete_effect(struct om_op *op) {
-        struct om_store_delete *d = (struct om_store_delete *) op;
-
-        for (struct thing **p = &store->things; *p;) {
-                struct thing *t = *p;
-
-                if (t->kind != d->kind || (d->key.p && !om_span_is(d->key, t->key))) {
-                        p = &t->next;
-                        continue;
-                }
-                *p = t->next;
-                free(t->key);
-                free(t->name);
-                free(t->value);
-                free(t);
-                d->ret_n++;
-        }
-}
-static int store_remove(struct om_store *s, struct om_store_delete *op, struct om_error *e) {
-        start(&op->op, OTHER, false, 0, delete_effect);
-        return 0;
-}
-static void put_if_absent_effect(struct om_op *op) {
-        struct om_store_put_if_absent *p = (struct om_store_put_if_absent *) op;
-        const struct thing *t = find(OM_STORE_KEYS, p->key, OM_SPAN_NONE);
-
-        p->ret_stored = !t;
-        if (t)
-                p->ret_value = om_arena_copy(&p->arena, om_span_of(t->value));
-        else
-                add(OM_STORE_KEYS, p->key, OM_SPAN_NONE, p->value);
-}
-static int store_put_if_absent(struct om_store *s, struct om_store_put_if_absent *op, struct om_error *e) {
-        start(&op->op, OTHER, false, 0, put_if_absent_effect);
-        return 0;
-}
-static int store_health(struct om_store *s, struct om_store_health *op, struct om_error *e) { return bus_none(e); }
-static int store_close(struct om_store *s, struct om_op *op, struct om_error *e) {
-        start(op, OTHER, false, 0, close_effect);
-        return 0;
-}
-static void store_destroy(struct om_store *s) {
-        struct om_store_delete all;
-
-        for (int kind = OM_STORE_AGENTS; kind <= OM_STORE_KEYS; kind++) {
-                all = (struct om_store_delete){ .kind = (enum om_store_kind) kind };
-                delete_effect(&all.op);
-        }
-        free(s);
-        store = NULL;
-}
-static void store_is_ready(struct om_post *post) { store->events->state(store->core, OM_STORE_READY, NULL); }
-static int store_open(struct om_host *h, struct om_url *url, const struct om_store_events *events, void *core, struct om_store **ret,
+static int store_open(struct om_host *host, struct om_url *url, const struct om_store_events *events, void *core, struct om_store **ret,
         struct om_error *e) {
-        host = h;
-        store = calloc(1, sizeof *store);
-        store->events = events;
-        store->core = core;
-        store->ready.fn = store_is_ready;
-        om_host_post(h, &store->ready);
-        *ret = store;
+        the_store = (struct om_store){ .ready = { .fn = store_ready }, .events = events, .core = core };
+        om_host_post(host, &the_store.ready);
+        *ret = &the_store;
         return 0;
 }
-static struct om_store_ops fake_store_ops = {
-        .abi = OM_BACKEND_ABI,
+
+void fake_store_state(enum om_store_state state) {
+        struct om_error e;
+
+        om_error_set(&e, OM_UNAVAILABLE, "fake: away");
+        fake.store_away = state != OM_STORE_READY;
+        the_store.events->state(the_store.core, state, &e);
+}
+
+static int away(struct om_error *e) { return om_error_set(e, OM_UNAVAILABLE, "fake: away"); }
+
+static int store_put(struct om_store *s, struct om_store_put *op, struct om_error *e) {
+        if (fake.store_away)
+                return away(e);
+        for (size_t i = 0; i < op->n; i++) {
+                put_row(op->kind, op->entries[i].key, op->entries[i].name, op->entries[i].value);
+                op->outcomes[i] = (struct om_outcome){ .status = 0 };
+                fake.n_puts++;
+        }
+        return complete(&op->op, 0);
+}
+
+static struct om_store_entry entry_of(const struct stored *row, struct om_arena *arena) {
+        return (struct om_store_entry){ .key = om_arena_copy(arena, span(row->key)),
+                .name = om_arena_copy(arena, span(row->name)),
+                .value = om_arena_copy(arena, span(row->value)) };
+}
+
+static int store_get(struct om_store *s, struct om_store_get *op, struct om_error *e) {
+        if (fake.store_away)
+                return away(e);
+        for (size_t i = 0; i < n_rows; i++)
+                if (matches(&rows[i], op->kind, op->key, op->name)) {
+                        op->entry = entry_of(&rows[i], &op->arena);
+                        return complete(&op->op, 0);
+                }
+        return complete(&op->op, -ENOENT);
+}
+
+/* Pages of two, so that cursors are met. */
+static int store_list(struct om_store *s, struct om_store_list *op, struct om_error *e) {
+        size_t from = op->cursor.p ? (size_t) atoi(op->cursor.p) : 0, i;
+        bool config = op->kind == OM_STORE_CONFIG;
+        char cursor[24];
+
+        if (fake.store_away)
+                return away(e);
+        op->entries = om_arena_alloc(&op->arena, 2 * sizeof *op->entries);
+        for (i = from; i < n_rows && op->n < 2; i++)
+                if (matches(&rows[i], op->kind, op->key, config ? OM_SPAN_NONE : op->name) &&
+                        (!config || !op->name.p || strncmp(rows[i].key, op->name.p, op->name.len) == 0))
+                        op->entries[op->n++] = entry_of(&rows[i], &op->arena);
+        snprintf(cursor, sizeof cursor, "%zu", i);
+        if (i < n_rows)
+                op->next_cursor = om_arena_copy(&op->arena, span(cursor));
+        return complete(&op->op, 0);
+}
+
+static int store_remove(struct om_store *s, struct om_store_delete *op, struct om_error *e) {
+        size_t kept = 0;
+
+        if (fake.store_away)
+                return away(e);
+        for (size_t i = 0; i < n_rows; i++)
+                if (matches(&rows[i], op->kind, op->key, op->name)) {
+                        free_row(&rows[i]);
+                        op->ret_n++;
+                } else {
+                        rows[kept++] = rows[i];
+                }
+        n_rows = kept;
+        return complete(&op->op, 0);
+}
+
+static int store_put_if_absent(struct om_store *s, struct om_store_put_if_absent *op, struct om_error *e) {
+        op->ret_stored = true;
+        return complete(&op->op, 0);
+}
+
+static int store_health(struct om_store *s, struct om_store_health *op, struct om_error *e) {
+        if (fake.store_away)
+                return away(e);
+        op->info = om_arena_copy(&op->arena, span(fake.store_health));
+        return complete(&op->op, 0);
+}
+
+static int store_close(struct om_store *s, struct om_op *op, struct om_error *e) { return complete(op, 0); }
+static void store_destroy(struct om_store *s) {}
+
+static const char *const store_schemes[] = { "fakestore", NULL };
+static const struct om_store_ops store_ops = { .abi = OM_BACKEND_ABI,
         .name = "fakestore",
-        .schemes = (const char *const[]){ "fakestore", NULL },
+        .schemes = store_schemes,
         .doc = "for tests",
         .open = store_open,
         .put = store_put,
@@ -691,17 +326,160 @@ static struct om_store_ops fake_store_ops = {
         .put_if_absent = store_put_if_absent,
         .health = store_health,
         .close = store_close,
-        .destroy = store_destroy,
-};
+        .destroy = store_destroy };
 
-void fake_use(unsigned bus_capabilities) {
-        static bool registered;
+/* -- the core -------------------------------------------------------------------------------------------------------------------- */
 
+static bool flag;
+static void raise_flag(struct om_post *post) { flag = true; }
+static struct om_post flag_post = { .fn = raise_flag };
+
+static void run_until_flag(void) {
+        while (!flag)
+                om_loop_run_once(fake.loop, true);
+        flag = false;
+}
+
+void fake_set_up(void) {
+        struct om_error e = OM_ERROR_INIT;
+        static char bus_url[] = "fakebus:", store_url[] = "fakestore:";
+
+        om_log_open(OM_LOG_STDERR, OM_LOG_ERROR);
+        om_registry_add_bus(&bus_ops);
+        om_registry_add_store(&store_ops);
         memset(&fake, 0, sizeof fake);
-        fake_bus_ops.capabilities = bus_capabilities;
-        if (!registered) {
-                om_registry_add_bus(&fake_bus_ops);
-                om_registry_add_store(&fake_store_ops);
+        fake.bus_health = fake.store_health = "{\"durability\":\"strong\"}";
+        fake.settings = (struct om_settings){ .event_bus_url = bus_url,
+                .storage_url = store_url,
+                .max_connections = 10000,
+                .max_frame_bytes = OM_FRAME_MAX_DEFAULT,
+                .prefetch = 10,
+                .dlq_retry_limit = 3,
+                .retry_backoff_ms = 1000,
+                .retry_backoff_max_ms = 60000,
+                .result_ttl_ms = 86400000,
+                .idempotency_window_ms = 86400000,
+                .publish_timeout_ms = 5000,
+                .call_timeout_ms = 5000,
+                .stop_grace_ms = 50,
+                .stalled_client_ms = 200,
+                .session_output_bytes = 256 << 10,
+                .metrics_interval_ms = 20 };
+        strcpy(fake.folder, "/tmp/omni-test-XXXXXX");
+        ck_assert_ptr_nonnull(mkdtemp(fake.folder));
+        ck_assert_msg(om_loop_new(&fake.loop, fake.folder, &e) == 0, "%s", e.message);
+        ck_assert_msg(om_core_new(fake.loop, &fake.settings, &flag_post, &fake.core, &e) == 0, "%s", e.message);
+        run_until_flag();
+}
+
+void fake_tear_down(void) {
+        om_core_stop(fake.core, &flag_post);
+        run_until_flag();
+        om_core_free(fake.core);
+        fake.core = NULL;
+        om_loop_free(fake.loop);
+        rmdir(fake.folder);
+        while (n_rows > 0)
+                free_row(&rows[--n_rows]);
+        free(rows);
+        rows = NULL;
+}
+
+void fake_turn(void) {
+        for (int i = 0; i < 10; i++)
+                om_loop_run_once(fake.loop, false);
+}
+
+void fake_run_ms(int ms) {
+        int64_t end = om_clock_ms() + ms;
+
+        while (om_clock_ms() < end) {
+                om_loop_run_once(fake.loop, false);
+                poll(NULL, 0, 1);
         }
-        registered = true;
+}
+
+/* -- clients ----------------------------------------------------------------------------------------------------------------------- */
+
+int fake_connect(void) {
+        int fds[2];
+
+        ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
+        ck_assert_int_eq(om_session_new(fake.core, fds[0], NULL), 0);
+        return fds[1];
+}
+
+void client_send_raw(int fd, const void *data, size_t n) {
+        const char *p = data;
+        int64_t end = om_clock_ms() + 5000;
+
+        while (n > 0) {
+                ssize_t sent = send(fd, p, n, MSG_NOSIGNAL);
+
+                if (sent < 0) {
+                        ck_assert_msg(errno == EAGAIN && om_clock_ms() < end, "send: %s", strerror(errno));
+                        fake_turn();
+                        continue;
+                }
+                p += sent;
+                n -= (size_t) sent;
+        }
+}
+
+void client_send(int fd, const char *body) {
+        uint32_t len = htonl((uint32_t) strlen(body));
+        struct om_buf b = OM_BUF_INIT;
+
+        om_buf_put(&b, &len, 4);
+        om_buf_puts(&b, body);
+        client_send_raw(fd, b.data, b.len);
+        om_buf_deinit(&b);
+}
+
+/* n bytes; false at the end of input or a reset. */
+static bool read_exactly(int fd, char *out, size_t n) {
+        int64_t end = om_clock_ms() + 5000;
+
+        while (n > 0) {
+                ssize_t r = recv(fd, out, n, 0);
+
+                if (r == 0 || (r < 0 && errno != EAGAIN))
+                        return false;
+                if (r < 0) {
+                        ck_assert_msg(om_clock_ms() < end, "nothing came within 5 s");
+                        fake_turn();
+                        poll(NULL, 0, 1);
+                        continue;
+                }
+                out += r;
+                n -= (size_t) r;
+        }
+        return true;
+}
+
+const char *client_read(int fd) {
+        static char *body;
+        uint32_t len;
+
+        if (!read_exactly(fd, (char *) &len, 4))
+                return NULL;
+        len = ntohl(len);
+        body = realloc(body, (size_t) len + 1);
+        if (!read_exactly(fd, body, len))
+                return NULL;
+        body[len] = '\0';
+        return body;
+}
+
+bool client_at_end(int fd) {
+        char c;
+
+        return !read_exactly(fd, &c, 1);
+}
+
+bool client_quiet(int fd) {
+        char c;
+
+        fake_turn();
+        return recv(fd, &c, 1, MSG_PEEK) < 0 && errno == EAGAIN;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The dispatcher, through real sessions over socket pairs, on a bus and a storage in memory that write down the order of effects and fail
- * on demand (tests/lib/fake_backends.c). One thread: each wait turns the loop by hand.
+ * on demand (tests/lib/mem_backends.c). One thread: each wait turns the loop by hand.
  */
 #include <check.h>
 #include <jansson.h>
@@ -13,7 +13,7 @@
 #include "../../daemon/log.h"
 #include "../../daemon/metrics.h"
 #include "../../proto/frame.h"
-#include "../lib/fake_backends.h"
+#include "../lib/memory_backends.h"
 
 static struct om_loop *loop;
 static struct om_core *core;
@@ -31,12 +31,12 @@ static void start_with(unsigned capabilities) {
         struct om_error e = OM_ERROR_INIT;
 
         om_log_open(OM_LOG_STDERR, OM_LOG_ERROR);
-        fake_use(capabilities);
+        mem_use(capabilities);
         strcpy(state_dir, "/tmp/om-dispatch-XXXXXX");
         ck_assert_ptr_nonnull(mkdtemp(state_dir));
         settings = (struct om_settings){
-                .event_bus_url = (char *) "fakebus:",
-                .storage_url = (char *) "fakestore:",
+                .event_bus_url = (char *) "membus:",
+                .storage_url = (char *) "memstore:",
                 .max_connections = 100,
                 .max_frame_bytes = 1 << 20,
                 .prefetch = 10,
@@ -243,7 +243,7 @@ START_TEST(test_a_published_task_is_delivered_saved_and_acknowledged_in_this_ord
         ck_assert_int_eq(got.delivery[0], 1);
         ck_assert_int_eq(got.attempt[0], 1);
         expect_ok(c, request(c, "task.ack", "{\"deliveries\":[{\"delivery\":1,\"result\":{\"a\":1.50}}]}"));
-        ck_assert(fake_before("put t1;", "ack t1;"));
+        ck_assert(mem_before("put t1;", "ack t1;"));
         record = result_of(c, request(c, "task.get", "{\"id\":\"t1\"}"), &keep);
         ck_assert_str_eq(json_string_value(json_object_get(record, "status")), "completed");
         ck_assert_str_eq(json_string_value(json_object_get(record, "agent")), "greeter");
@@ -285,7 +285,7 @@ START_TEST(test_workers_of_a_group_share_and_the_bus_is_asked_once) {
         rb = request(b, "agent.register", "{\"name\":\"n\",\"topic\":\"t\"}");
         expect_ok(a, ra);
         expect_ok(b, rb);
-        ck_assert_uint_eq(fake.subscribes, 1);
+        ck_assert_uint_eq(mem.subscribes, 1);
         expect_ok(a,
                 request(a, "task.publish",
                         "{\"tasks\":[{\"topic\":\"t\",\"payload\":{\"content\":1}},{\"topic\":\"t\",\"payload\":{\"content\":2}},"
@@ -304,11 +304,11 @@ START_TEST(test_credit_is_never_exceeded) {
         for (int i = 0; i < 12; i++)
                 publish(c, "t", (char[]){ 'x', (char) ('a' + i), 0 });
         collect(c, &got, 5);
-        ck_assert_uint_eq(fake.max_out, 5);
+        ck_assert_uint_eq(mem.max_out, 5);
         expect_ok(c, request(c, "task.ack", "{\"deliveries\":[{\"delivery\":1},{\"delivery\":2}]}"));
         collect(c, &got, 2);
         ck_assert_int_eq(got.delivery[0], 6);
-        ck_assert_uint_eq(fake.max_out, 5);
+        ck_assert_uint_eq(mem.max_out, 5);
         disconnect(c);
 }
 END_TEST
@@ -341,9 +341,9 @@ START_TEST(test_a_task_that_kills_its_workers_ends_in_the_dead_letters) {
                 disconnect(c);
         }
         turns(10);
-        ck_assert_uint_eq(fake_dead("t", "n"), 1);
-        ck_assert(fake_before("put t1;", "dead t1;"));
-        ck_assert(fake_logged("letter worker_lost"));
+        ck_assert_uint_eq(mem_dead("t", "n"), 1);
+        ck_assert(mem_before("put t1;", "dead t1;"));
+        ck_assert(mem_logged("letter worker_lost"));
 }
 END_TEST
 
@@ -355,7 +355,7 @@ START_TEST(test_what_a_client_never_saw_goes_back_uncounted_on_unregister) {
         collect(a, &got, 1);
         expect_ok(a, request(a, "agent.unregister", "{\"subscription\":1}"));
         turns(5);
-        ck_assert(fake_logged("release t1;"));
+        ck_assert(mem_logged("release t1;"));
         expect_error(a, request(a, "task.ack", "{\"deliveries\":[{\"delivery\":1}]}"), "conflict");
         serve(a, "t", "n", "{}");
         collect(a, &got, 1);
@@ -397,7 +397,7 @@ START_TEST(test_two_acks_of_one_delivery_in_a_turn_acknowledge_once) {
         second = request(c, "task.ack", "{\"deliveries\":[{\"delivery\":1}]}");
         expect_error(c, first, "conflict");
         expect_error(c, second, "conflict");
-        ck_assert(fake_logged("ack t1;"));
+        ck_assert(mem_logged("ack t1;"));
         disconnect(c);
 }
 END_TEST
@@ -416,7 +416,7 @@ START_TEST(test_an_idle_worker_loses_the_lease_and_its_late_ack_is_a_conflict) {
         json_decref(revoked);
         expect_error(a, request(a, "task.ack", "{\"deliveries\":[{\"delivery\":1}]}"), "conflict");
         turns(5);
-        ck_assert(fake_logged("retry t1;"));
+        ck_assert(mem_logged("retry t1;"));
         b = connect_client();
         disconnect(a);
         disconnect(b);
@@ -435,7 +435,7 @@ START_TEST(test_extend_keeps_the_lease) {
                 usleep(20000);
                 turns(1);
         }
-        ck_assert(!fake_logged("retry t1;"));
+        ck_assert(!mem_logged("retry t1;"));
         expect_ok(c, request(c, "task.ack", "{\"deliveries\":[{\"delivery\":1}]}"));
         disconnect(c);
 }
@@ -449,14 +449,14 @@ START_TEST(test_what_the_bus_takes_back_is_revoked_and_settled_away) {
         publish(c, "t", "t1");
         publish(c, "t", "t2");
         collect(c, &got, 1);
-        fake_revoke("t1");
+        mem_revoke("t1");
         revoked = receive(c, 0, "task.revoked", 1000);
         ck_assert_ptr_nonnull(revoked);
         json_decref(revoked);
         collect(c, &got, 1);
         ck_assert_str_eq(got.id[0], "t2");
         expect_error(c, request(c, "task.ack", "{\"deliveries\":[{\"delivery\":1}]}"), "conflict");
-        ck_assert(fake_logged("stale t1;"));
+        ck_assert(mem_logged("stale t1;"));
         disconnect(c);
 }
 END_TEST
@@ -477,9 +477,9 @@ START_TEST(test_a_failed_task_comes_back_with_the_next_attempt_then_is_dead_with
                         request(c, "task.fail", "{\"delivery\":%d,\"error\":{\"message\":\"no\",\"type\":\"ValueError\"},\"delay_ms\":0}",
                                 got.delivery[0]));
         }
-        ck_assert(fake_before("retry t1;", "dead t1;"));
-        ck_assert(fake_before("put t1;", "dead t1;"));
-        ck_assert(fake_logged("letter ValueError"));
+        ck_assert(mem_before("retry t1;", "dead t1;"));
+        ck_assert(mem_before("put t1;", "dead t1;"));
+        ck_assert(mem_logged("letter ValueError"));
         record = result_of(c, request(c, "task.get", "{\"id\":\"t1\",\"agent\":\"n\"}"), &keep);
         ck_assert_str_eq(json_string_value(json_object_get(record, "status")), "failed");
         ck_assert_str_eq(json_string_value(json_object_get(record, "error")), "no");
@@ -496,7 +496,7 @@ START_TEST(test_retry_false_goes_to_the_dead_letters_at_once) {
         publish(c, "t", "t1");
         collect(c, &got, 1);
         expect_ok(c, request(c, "task.fail", "{\"delivery\":1,\"error\":{\"message\":\"no\"},\"retry\":false}"));
-        ck_assert_uint_eq(fake_dead("t", "n"), 1);
+        ck_assert_uint_eq(mem_dead("t", "n"), 1);
         disconnect(c);
 }
 END_TEST
@@ -512,7 +512,7 @@ static void ack_with_outputs(struct client *c) {
                         "\"content\":0,"
                         "\"reply_to\":\"replies\"}}}"));
         collect(c, &got, 1);
-        fake_log_clear();
+        mem_log_clear();
         expect_ok(c,
                 request(c, "task.ack",
                         "{\"deliveries\":[{\"delivery\":1,\"result\":{\"r\":1},\"publish\":[{\"id\":\"o1\",\"topic\":\"out\",\"payload\":{"
@@ -525,9 +525,9 @@ START_TEST(test_outputs_are_on_the_bus_before_the_ack_and_after_the_result) {
         json_t *m, *task;
 
         ack_with_outputs(c);
-        ck_assert(fake_before("put t1;", "publish o1;"));
-        ck_assert(fake_before("publish o1;", "ack t1;"));
-        ck_assert(fake_logged("batch PUBLISH 3;"));
+        ck_assert(mem_before("put t1;", "publish o1;"));
+        ck_assert(mem_before("publish o1;", "ack t1;"));
+        ck_assert(mem_logged("batch PUBLISH 3;"));
         serve(c, "replies", "r", "{}");
         m = receive(c, 0, "task.deliver", 2000);
         ck_assert_ptr_nonnull(m);
@@ -550,9 +550,9 @@ START_TEST(test_with_exactly_once_outputs_are_part_of_the_settlement) {
         start_with(OM_BUS_EXACTLY_ONCE);
         c = connect_client();
         ack_with_outputs(c);
-        ck_assert(fake_before("put t1;", "batch SETTLE 1;"));
-        ck_assert(fake_before("batch SETTLE 1;", "publish o1;"));
-        ck_assert(!fake_logged("batch PUBLISH"));
+        ck_assert(mem_before("put t1;", "batch SETTLE 1;"));
+        ck_assert(mem_before("batch SETTLE 1;", "publish o1;"));
+        ck_assert(!mem_logged("batch PUBLISH"));
         disconnect(c);
 }
 END_TEST
@@ -565,11 +565,11 @@ START_TEST(test_a_repeated_ack_publishes_under_the_same_ids) {
         serve(c, "in", "n", "{}");
         publish(c, "in", "t1");
         collect(c, &got, 1);
-        fake.faults.settle_fail = -EAGAIN;
+        mem.faults.settle_fail = -EAGAIN;
         expect_error(c, request(c, "task.ack", "%s", ack), "unavailable");
-        fake.faults.settle_fail = 0;
+        mem.faults.settle_fail = 0;
         expect_ok(c, request(c, "task.ack", "%s", ack));
-        first = strstr(fake.log, "batch PUBLISH 1;publish ");
+        first = strstr(mem.log, "batch PUBLISH 1;publish ");
         first = strstr(first + 10, "batch PUBLISH 1;publish ");
         ck_assert_ptr_nonnull(first);
         second = strstr(first + 10, "batch PUBLISH 1;publish ");
@@ -592,7 +592,7 @@ START_TEST(test_a_bad_output_changes_nothing_and_the_lease_goes_on) {
                 request(c, "task.ack",
                         "{\"deliveries\":[{\"delivery\":1,\"publish\":[{\"topic\":\"o\",\"key\":\"k\",\"payload\":{\"content\":2}}]}]}"),
                 "unsupported");
-        ck_assert_uint_eq(fake.puts, 0);
+        ck_assert_uint_eq(mem.puts, 0);
         expect_ok(c, request(c, "task.ack", "{\"deliveries\":[{\"delivery\":1}]}"));
         disconnect(c);
 }
@@ -604,30 +604,30 @@ END_TEST
 START_TEST(test_a_fault_at_any_step_of_an_ack_leaves_the_lease_and_a_repeat_succeeds) {
         struct client *c = connect_client();
         const char *ack = "{\"deliveries\":[{\"delivery\":1,\"publish\":[{\"topic\":\"out\",\"payload\":{\"content\":2}}]}]}";
-        static const struct fake_faults none;
+        static const struct mem_faults none;
 
         serve(c, "in", "n", "{}");
         publish(c, "in", "t1");
         collect(c, &got, 1);
         for (int step = 0; step < 9; step++) {
-                fake.faults.put_refuse = step == 0 ? -EAGAIN : 0;
-                fake.faults.put_fail = step == 1 ? -EIO : 0;
-                fake.faults.put_outcome = step == 2 ? -EIO : 0;
-                fake.faults.publish_refuse = step == 3 ? -EAGAIN : 0;
-                fake.faults.publish_fail = step == 4 ? -EIO : 0;
-                fake.faults.settle_refuse = step == 5 ? -EAGAIN : 0;
-                fake.faults.settle_fail = step == 6 ? -EIO : 0;
-                fake.faults.settle_outcome = step == 7 ? -EIO : 0;
-                fake.faults.put_hold = step == 8;
+                mem.faults.put_refuse = step == 0 ? -EAGAIN : 0;
+                mem.faults.put_fail = step == 1 ? -EIO : 0;
+                mem.faults.put_outcome = step == 2 ? -EIO : 0;
+                mem.faults.publish_refuse = step == 3 ? -EAGAIN : 0;
+                mem.faults.publish_fail = step == 4 ? -EIO : 0;
+                mem.faults.settle_refuse = step == 5 ? -EAGAIN : 0;
+                mem.faults.settle_fail = step == 6 ? -EIO : 0;
+                mem.faults.settle_outcome = step == 7 ? -EIO : 0;
+                mem.faults.put_hold = step == 8;
                 expect_error(c, request(c, "task.ack", "%s", ack),
                         step == 8                                     ? "timeout"
                                 : step == 0 || step == 3 || step == 5 ? "unavailable"
                                                                       : "internal");
-                ck_assert(!fake_logged("ack t1;"));
+                ck_assert(!mem_logged("ack t1;"));
         }
-        fake.faults = none;
+        mem.faults = none;
         expect_ok(c, request(c, "task.ack", "%s", ack));
-        ck_assert(fake_logged("ack t1;"));
+        ck_assert(mem_logged("ack t1;"));
         disconnect(c);
 }
 END_TEST
@@ -642,8 +642,8 @@ START_TEST(test_an_error_in_the_middle_of_a_batch_names_the_deliveries_that_fail
         publish(c, "t", "t2");
         publish(c, "t", "t3");
         collect(c, &got, 3);
-        fake.faults.settle_outcome = -ESTALE;
-        fake.faults.settle_outcome_id = "t2";
+        mem.faults.settle_outcome = -ESTALE;
+        mem.faults.settle_outcome_id = "t2";
         id = request(c, "task.ack", "{\"deliveries\":[{\"delivery\":1},{\"delivery\":2},{\"delivery\":77},{\"delivery\":3}]}");
         reply = receive(c, id, NULL, 2000);
         data = json_object_get(json_object_get(reply, "error"), "data");
@@ -653,8 +653,8 @@ START_TEST(test_an_error_in_the_middle_of_a_batch_names_the_deliveries_that_fail
         ck_assert_int_eq(json_integer_value(json_array_get(data, 0)), 77);
         ck_assert_int_eq(json_integer_value(json_array_get(data, 1)), 2);
         json_decref(reply);
-        ck_assert(fake_logged("ack t1;") && fake_logged("stale t2;") && fake_logged("ack t3;"));
-        ck_assert(fake_logged("batch PUT 3;") && fake_logged("batch SETTLE 3;"));
+        ck_assert(mem_logged("ack t1;") && mem_logged("stale t2;") && mem_logged("ack t3;"));
+        ck_assert(mem_logged("batch PUT 3;") && mem_logged("batch SETTLE 3;"));
         disconnect(c);
 }
 END_TEST
@@ -667,14 +667,14 @@ START_TEST(test_a_notified_ack_is_repeated_by_the_daemon) {
         serve(c, "t", "n", "{}");
         publish(c, "t", "t1");
         collect(c, &got, 1);
-        fake.faults.put_fail = -EAGAIN;
+        mem.faults.put_fail = -EAGAIN;
         send_text(c, "{\"jsonrpc\":\"2.0\",\"method\":\"task.ack\",\"params\":{\"deliveries\":[{\"delivery\":1,\"result\":\"kept\"}]}}");
         turns(10);
-        ck_assert_uint_ge(fake.puts, 1);
-        fake.faults.put_fail = 0;
-        while (!fake_logged("ack t1;") && om_clock_ms() < until)
+        ck_assert_uint_ge(mem.puts, 1);
+        mem.faults.put_fail = 0;
+        while (!mem_logged("ack t1;") && om_clock_ms() < until)
                 turns(1);
-        ck_assert(fake_before("put t1;", "ack t1;"));
+        ck_assert(mem_before("put t1;", "ack t1;"));
         disconnect(c);
 }
 END_TEST
@@ -685,14 +685,14 @@ START_TEST(test_leases_of_a_lost_worker_are_settled_when_the_bus_is_back) {
         serve(c, "t", "n", "{}");
         publish(c, "t", "t1");
         collect(c, &got, 1);
-        fake.faults.settle_refuse = -EAGAIN;
-        fake_bus_state(OM_BUS_CONNECTING);
+        mem.faults.settle_refuse = -EAGAIN;
+        mem_bus_state(OM_BUS_CONNECTING);
         disconnect(c);
-        ck_assert(!fake_logged("retry t1;"));
-        fake.faults.settle_refuse = 0;
-        fake_bus_state(OM_BUS_READY);
+        ck_assert(!mem_logged("retry t1;"));
+        mem.faults.settle_refuse = 0;
+        mem_bus_state(OM_BUS_READY);
         turns(5);
-        ck_assert(fake_logged("retry t1;"));
+        ck_assert(mem_logged("retry t1;"));
 }
 END_TEST
 
@@ -702,14 +702,14 @@ START_TEST(test_a_connection_that_closes_during_its_ack_does_not_undo_it) {
         serve(c, "t", "n", "{}");
         publish(c, "t", "t1");
         collect(c, &got, 1);
-        fake.faults.put_hold = true;
+        mem.faults.put_hold = true;
         request(c, "task.ack", "{\"deliveries\":[{\"delivery\":1}]}");
         turns(3);
         disconnect(c);
-        fake_release();
+        mem_release();
         turns(8);
-        ck_assert(fake_logged("ack t1;"));
-        ck_assert(!fake_logged("retry t1;"));
+        ck_assert(mem_logged("ack t1;"));
+        ck_assert(!mem_logged("retry t1;"));
 }
 END_TEST
 
@@ -737,9 +737,9 @@ START_TEST(test_publishes_of_one_turn_are_one_batch_and_keep_their_order) {
         }
         for (int i = 0; i < 20; i++)
                 expect_ok(c, ids[i]);
-        ck_assert_uint_eq(fake.publishes, 1);
-        ck_assert(fake_before("publish p00;", "publish p01;"));
-        ck_assert(fake_before("publish p18;", "publish p19;"));
+        ck_assert_uint_eq(mem.publishes, 1);
+        ck_assert(mem_before("publish p00;", "publish p01;"));
+        ck_assert(mem_before("publish p18;", "publish p19;"));
         disconnect(c);
 }
 END_TEST
@@ -778,18 +778,18 @@ START_TEST(test_a_bus_without_room_is_tried_again_after_a_completion) {
         struct client *c = connect_client();
         int first, second;
 
-        fake.faults.publish_hold = true;
+        mem.faults.publish_hold = true;
         first = request(c, "task.publish", "{\"task\":{\"id\":\"a\",\"topic\":\"t\",\"payload\":{\"content\":1}}}");
         turns(3);
-        fake.faults.publish_refuse = -ENOBUFS;
+        mem.faults.publish_refuse = -ENOBUFS;
         second = request(c, "task.publish", "{\"task\":{\"id\":\"b\",\"topic\":\"t\",\"payload\":{\"content\":1}}}");
         turns(5);
-        ck_assert_uint_eq(fake.publishes, 1);
-        fake.faults.publish_refuse = 0;
-        fake_release();
+        ck_assert_uint_eq(mem.publishes, 1);
+        mem.faults.publish_refuse = 0;
+        mem_release();
         expect_ok(c, first);
         expect_ok(c, second);
-        ck_assert(fake_before("publish a;", "publish b;"));
+        ck_assert(mem_before("publish a;", "publish b;"));
         disconnect(c);
 }
 END_TEST
@@ -797,10 +797,10 @@ END_TEST
 START_TEST(test_a_publish_that_the_bus_does_not_confirm_times_out_and_is_cancelled) {
         struct client *c = connect_client();
 
-        fake.faults.publish_hold = true;
+        mem.faults.publish_hold = true;
         expect_error(c, request(c, "task.publish", "{\"task\":{\"topic\":\"t\",\"payload\":{\"content\":1}}}"), "timeout");
-        ck_assert_uint_eq(fake.cancels, 1);
-        fake_release();
+        ck_assert_uint_eq(mem.cancels, 1);
+        mem_release();
         disconnect(c);
 }
 END_TEST
@@ -808,9 +808,9 @@ END_TEST
 START_TEST(test_a_publish_is_refused_at_once_while_the_bus_is_away) {
         struct client *c = connect_client();
 
-        fake_bus_state(OM_BUS_CONNECTING);
+        mem_bus_state(OM_BUS_CONNECTING);
         expect_error(c, request(c, "task.publish", "{\"task\":{\"topic\":\"t\",\"payload\":{\"content\":1}}}"), "unavailable");
-        fake_bus_state(OM_BUS_READY);
+        mem_bus_state(OM_BUS_READY);
         publish(c, "t", "t1");
         disconnect(c);
 }
@@ -835,7 +835,7 @@ START_TEST(test_an_idempotency_key_publishes_once_on_a_bus_that_has_none) {
         ck_assert_str_eq(json_string_value(json_object_get(result, "id")), "a");
         ck_assert(json_is_true(json_object_get(result, "duplicate")));
         json_decref(keep);
-        ck_assert(!fake_logged("publish b;"));
+        ck_assert(!mem_logged("publish b;"));
         disconnect(c);
 }
 END_TEST
@@ -844,16 +844,16 @@ START_TEST(test_a_key_whose_first_publish_failed_is_published_under_the_first_id
         struct client *c = connect_client();
         json_t *keep, *result;
 
-        fake.faults.publish_fail = -EIO;
+        mem.faults.publish_fail = -EIO;
         expect_error(c,
                 request(c, "task.publish",
                         "{\"task\":{\"id\":\"a\",\"topic\":\"t\",\"idempotency_key\":\"k\",\"payload\":{\"content\":1}}}"),
                 "internal");
-        fake.faults.publish_fail = 0;
+        mem.faults.publish_fail = 0;
         result = publish_key(c, "b", &keep);
         ck_assert_str_eq(json_string_value(json_object_get(result, "id")), "a");
         ck_assert_ptr_null(json_object_get(result, "duplicate"));
-        ck_assert(fake_logged("publish a;"));
+        ck_assert(mem_logged("publish a;"));
         json_decref(keep);
         disconnect(c);
 }
@@ -913,8 +913,8 @@ START_TEST(test_save_results_false_saves_nothing_on_success) {
         publish(c, "t", "t1");
         collect(c, &got, 1);
         expect_ok(c, request(c, "task.ack", "{\"deliveries\":[{\"delivery\":1}]}"));
-        ck_assert_uint_eq(fake.puts, 0);
-        ck_assert(fake_logged("ack t1;"));
+        ck_assert_uint_eq(mem.puts, 0);
+        ck_assert(mem_logged("ack t1;"));
         disconnect(c);
 }
 END_TEST
@@ -931,7 +931,7 @@ START_TEST(test_a_paused_group_gets_nothing_until_it_is_resumed) {
         om_dispatch_pause(core->dispatch, t, n, true);
         publish(c, "t", "t1");
         collect(c, &got, 0);
-        ck_assert_uint_eq(fake_waiting("t", "n"), 1);
+        ck_assert_uint_eq(mem_waiting("t", "n"), 1);
         om_dispatch_pause(core->dispatch, t, n, false);
         collect(c, &got, 1);
         disconnect(c);
@@ -952,7 +952,7 @@ START_TEST(test_a_group_deleted_while_tasks_are_leased_ends_cleanly) {
         publish(c, "t", "t2");
         publish(c, "t", "t3");
         collect(c, &got, 2);
-        fake.faults.put_hold = true;
+        mem.faults.put_hold = true;
         int ack = request(c, "task.ack", "{\"deliveries\":[{\"delivery\":1}]}");
         turns(3);
         om_dispatch_end(core->dispatch, OM_SPAN("t"), OM_SPAN("n"), "deleted", &done);
@@ -963,19 +963,19 @@ START_TEST(test_a_group_deleted_while_tasks_are_leased_ends_cleanly) {
         json_decref(m);
         int again = request(c, "agent.register", "{\"name\":\"n\",\"topic\":\"t\"}");
         turns(5);
-        fake_release();
+        mem_release();
         expect_ok(c, ack);
         turns(8);
         ck_assert(ended);
-        ck_assert_uint_eq(fake.unsubscribes, 1);
-        ck_assert(!fake_logged("LEASED AT UNSUBSCRIBE"));
-        ck_assert(fake_logged("release t2;"));
+        ck_assert_uint_eq(mem.unsubscribes, 1);
+        ck_assert(!mem_logged("LEASED AT UNSUBSCRIBE"));
+        ck_assert(mem_logged("release t2;"));
         expect_ok(c, again);
         collect(c, &got, 2);
         disconnect(c);
         turns(8);
         ck_assert_uint_eq(om_dispatch_groups(core->dispatch), 0);
-        ck_assert_uint_eq(fake.unsubscribes, 2);
+        ck_assert_uint_eq(mem.unsubscribes, 2);
 }
 END_TEST
 
@@ -1020,7 +1020,7 @@ START_TEST(test_a_stop_waits_for_what_is_leased_and_takes_its_ack) {
         expect_ok(c, request(c, "task.ack", "{\"deliveries\":[{\"delivery\":1}]}"));
         turns(5);
         ck_assert(ended);
-        ck_assert(fake_logged("ack t1;"));
+        ck_assert(mem_logged("ack t1;"));
         disconnect(c);
 }
 END_TEST
@@ -1039,8 +1039,8 @@ START_TEST(test_after_the_grace_what_is_leased_is_released_uncounted) {
         while (!ended && om_clock_ms() < until)
                 turns(1);
         ck_assert(ended);
-        ck_assert(fake_logged("release t1;"));
-        ck_assert(!fake_logged("retry t1;"));
+        ck_assert(mem_logged("release t1;"));
+        ck_assert(!mem_logged("retry t1;"));
         disconnect(c);
 }
 END_TEST
@@ -1054,8 +1054,8 @@ START_TEST(test_a_stop_ends_although_the_bus_is_away) {
         serve(c, "t", "n", "{}");
         publish(c, "t", "t1");
         collect(c, &got, 1);
-        fake_bus_state(OM_BUS_CONNECTING);
-        fake.faults.settle_refuse = -EAGAIN;
+        mem_bus_state(OM_BUS_CONNECTING);
+        mem.faults.settle_refuse = -EAGAIN;
         core->stopping = true;
         om_dispatch_stop(core->dispatch, 100, &done);
         while (!ended && om_clock_ms() < until)
@@ -1085,12 +1085,12 @@ START_TEST(test_many_tasks_go_their_way_in_batches) {
                         om_buf_printf(&b, "%s{\"delivery\":%d,\"result\":%d}", i ? "," : "", got.delivery[i], i);
                 om_buf_lit(&b, "]}");
                 om_buf_putc(&b, '\0');
-                fake_log_clear();
+                mem_log_clear();
                 expect_ok(c, request(c, "task.ack", "%s", b.data));
-                ck_assert(fake_logged("batch PUT 1000;"));
-                ck_assert(fake_logged("batch SETTLE 1000;"));
+                ck_assert(mem_logged("batch PUT 1000;"));
+                ck_assert(mem_logged("batch SETTLE 1000;"));
         }
-        ck_assert_uint_eq(fake.out, 0);
+        ck_assert_uint_eq(mem.out, 0);
         om_buf_deinit(&b);
         disconnect(c);
 }
