@@ -320,46 +320,13 @@ static void on_setting_written(struct om_call *c, int status, const struct om_er
                 saved(c);
 }
 
-static struct om_store_put *one_put(struct om_call *c, om_call_done_fn *done) {
-        struct one {
-                struct om_store_entry entry;
-                struct om_outcome outcome;
-        } *one = om_arena_alloc(&c->arena, sizeof *one);
-
-        if (!one)
-                return NULL;
-        memset(one, 0, sizeof *one);
-        om_call_reset(c, OM_CALL_STORE_PUT, done);
-        c->put.entries = &one->entry;
-        c->put.outcomes = &one->outcome;
-        c->put.n = 1;
-        one->entry.saved_ms = om_now_ms();
-        return &c->put;
-}
-
 static void write_setting(struct om_call *c) {
-        struct registering *reg = c->data;
-        struct om_store_put *put = one_put(c, on_setting_written);
-        struct om_store_entry *entry;
+        const struct registering *reg = c->data;
 
-        if (!put) {
-                serve_unsaved(c, NULL);
-                return;
-        }
-        entry = (struct om_store_entry *) put->entries;
-        put->kind = OM_STORE_CONFIG;
-        entry->key = reg->setting;
-        entry->value = OM_SPAN("true");
-        om_call_start(c);
+        om_call_put_one(c, OM_STORE_CONFIG, &(struct om_store_entry){ .key = reg->setting, .value = OM_SPAN("true") }, on_setting_written);
 }
 
 static void on_record_written(struct om_call *c, int status, const struct om_error *e) {
-        struct om_error outcome = OM_ERROR_INIT;
-
-        if (status == 0 && c->put.outcomes[0].status < 0) {
-                status = om_error_set_errno(&outcome, c->put.outcomes[0].status, "the record");
-                e = &outcome;
-        }
         if (status < 0)
                 serve_unsaved(c, e);
         else
@@ -367,20 +334,11 @@ static void on_record_written(struct om_call *c, int status, const struct om_err
 }
 
 static void write_record(struct om_call *c) {
-        struct registering *reg = c->data;
-        struct om_store_put *put = one_put(c, on_record_written);
-        struct om_store_entry *entry;
+        const struct registering *reg = c->data;
 
-        if (!put) {
-                serve_unsaved(c, NULL);
-                return;
-        }
-        entry = (struct om_store_entry *) put->entries;
-        put->kind = OM_STORE_AGENTS;
-        entry->key = entry->topic = reg->r.topic;
-        entry->name = reg->r.name;
-        entry->value = reg->record;
-        om_call_start(c);
+        om_call_put_one(c, OM_STORE_AGENTS,
+                &(struct om_store_entry){ .key = reg->r.topic, .topic = reg->r.topic, .name = reg->r.name, .value = reg->record },
+                on_record_written);
 }
 
 /* The setting says whether it is paused. */
