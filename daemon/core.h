@@ -14,6 +14,8 @@
 #include "settings.h"
 
 struct om_session;
+struct om_session_pool;
+struct om_calls;
 struct om_dispatch;
 struct om_results;
 struct om_metrics;
@@ -43,12 +45,15 @@ struct om_core {
         struct om_watch *watch;
         struct om_agents *agents; /* the registry of agents, kept in the storage: agents.c */
 
+        struct om_session_pool *pool;
         struct om_session *sessions; /* list; session.c's */
         unsigned n_sessions;
+        struct om_calls *calls; /* operations under way for requests: call.c */
 
         char runner_id[40]; /* of this daemon's run: a UUID */
         int64_t started_ms;
-        bool stopping;
+        bool stopping;        /* publishes are refused; clients have been told */
+        struct om_stop *stop; /* core.c's, while it stops */
         /* main's: asks for a reload; returns what om_settings_reload() returned. NULL in tests. */
         int (*reload)(struct om_core *core, const char ***ret_changed, const char ***ret_restart, struct om_error *e);
 };

@@ -32,6 +32,8 @@ void om_metrics_free(struct om_metrics *m);
 struct om_topic_metrics *om_metrics_topic(struct om_metrics *m, struct om_span topic);
 struct om_agent_metrics *om_metrics_agent(struct om_metrics *m, struct om_span topic, struct om_span agent);
 struct om_daemon_metrics *om_metrics_daemon(struct om_metrics *m);
+/* The last snapshot, when something changed; then `done` is posted, whatever came of it. */
+void om_metrics_flush(struct om_metrics *m, struct om_post *done);
 void om_metrics_changed(struct om_metrics *m);                                       /* arms the snapshot timer; cheap */
 void om_metrics_write(struct om_metrics *m, struct om_span topic, struct om_buf *b); /* the result of metrics.get */
 

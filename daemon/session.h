@@ -15,6 +15,8 @@
  */
 #include "core.h"
 
+struct om_session_pool;
+
 enum { OM_IN_FLIGHT = 1024, OM_BATCH_MAX = 1000, OM_PREFETCH_MAX = 1000, OM_SUBSCRIPTIONS_MAX = 256 };
 
 struct om_peer {
@@ -34,7 +36,7 @@ struct om_request {
         char id[256];
 };
 
-/* The connection is `fd`, non-blocking; the session takes it. */
+/* The connection is `fd`, non-blocking; the session takes it, also when it fails. 0 or -errno. `ret` may be NULL. */
 int om_session_new(struct om_core *core, int fd, struct om_session **ret);
 /* Closes it; its requests lose their session, its leases end. `reason` goes into the log when not NULL. Safe from anywhere: the memory goes
  * a turn later. */
@@ -46,22 +48,42 @@ struct om_buf *om_request_begin(struct om_request *req);
 void om_request_end(struct om_request *req); /* ends the reply begun, frees req; a reply above the frame limit becomes an error `limit` */
 void om_request_ok(struct om_request *req);  /* {} */
 void om_request_error(struct om_request *req, const struct om_error *e);
+/* The same with more members in `data`: raw JSON that begins with a comma (`,"deliveries":[1,2]`), or absent. */
+void om_request_error_data(struct om_request *req, const struct om_error *e, struct om_span members);
 void om_request_done(struct om_request *req); /* frees it without an answer */
 
 /* Notifications to the client: begin returns the buffer at the value of `params`, NULL when the session is closing. end sends it at the end
- * of the turn. */
+ * of the turn: 0; -EMSGSIZE: above the frame limit, nothing is sent; -ENOMEM: the session is closed. */
 struct om_buf *om_session_begin(struct om_session *s, const char *method);
-void om_session_end(struct om_session *s);
+int om_session_end(struct om_session *s);
 /* Whether deliveries may be written now; when false, om_dispatch_session_ready() will be called when they may again. */
 bool om_session_can_deliver(const struct om_session *s);
+
+/* Whether the client can still send: not closed, nor at the end of its input. */
+bool om_session_is_open(const struct om_session *s);
 
 /* For others' state on a session. */
 struct om_core *om_session_core(const struct om_session *s);
 uint64_t om_session_serial(const struct om_session *s); /* never used twice in a run */
 const struct om_peer *om_session_peer(const struct om_session *s);
 const char *om_session_name(const struct om_session *s); /* client's name from hello, or "pid N" */
-void **om_session_dispatch_slot(struct om_session *s);   /* dispatch.c's */
-void **om_session_watch_slot(struct om_session *s);      /* watch.c's */
+int om_session_set_name(struct om_session *s, struct om_span name);
+void **om_session_dispatch_slot(struct om_session *s); /* dispatch.c's */
+void **om_session_watch_slot(struct om_session *s);    /* watch.c's */
+
+/* -- all sessions (the core's) ------------------------------------------------------------------------------------------- */
+
+/* What sessions share: the reading buffer, spare buffers, free requests, the lists of who has output. */
+int om_session_pool_new(struct om_core *core, struct om_session_pool **ret);
+/* Closes what is open. */
+void om_session_pool_free(struct om_session_pool *p);
+/* A notification to every client; `params` is JSON. */
+void om_session_pool_tell(struct om_session_pool *p, const char *method, struct om_span params);
+/* Nothing more is read from any. */
+void om_session_pool_quiet(struct om_session_pool *p);
+/* Nothing more is read; each session is closed once its output is out, at the latest after a second; then `done` is posted. New ones are
+ * closed at once. */
+void om_session_pool_drain(struct om_session_pool *p, struct om_post *done);
 
 /* -- methods (methods.c)
  * --------------------------------------------------------------------------------------------------------------------------- */

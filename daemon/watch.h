@@ -24,7 +24,8 @@ extern const char *const om_event_names[]; /* by bit, NULL-terminated */
 /* Starts a watch for the request's session and answers it. Takes req. */
 void om_watch_start(struct om_watch *w, struct om_request *req, unsigned mask, struct om_span topic);
 void om_watch_session_closed(struct om_watch *w, struct om_session *s);
-unsigned om_watch_mask(const struct om_watch *w); /* what anybody watches: test before composing an event */
+void om_watch_session_ready(struct om_watch *w, struct om_session *s); /* its output has come down: tells what it lost */
+unsigned om_watch_mask(const struct om_watch *w);                      /* what anybody watches: test before composing an event */
 struct om_watch_event {
         struct om_span topic, agent, id, detail; /* detail: raw JSON members after a comma, or absent */
 };

@@ -41,8 +41,12 @@ struct om_json {
         const char *start, *p, *end;
         unsigned depth, max_depth; /* arrays and objects open now; allowed */
         bool valid;                /* the text was checked before: step over values without checking again */
+        bool fresh;                /* an array or object was entered and nothing of it has been read */
         const char *fault;         /* what is wrong at `p`, after -EINVAL; static text ("number with a leading zero") */
 };
+
+/* Deeper than this no text is read, whatever max_depth says: a bit for each level stands on the stack. */
+enum { OM_JSON_DEPTH_LIMIT = 1024 };
 
 /* Starts at a text that nobody has checked; `max_depth` counts nested arrays and objects (64 on the wire). */
 void om_json_init(struct om_json *j, struct om_span text, unsigned max_depth);

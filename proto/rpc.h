@@ -9,7 +9,11 @@
  */
 #include "json_scan.h"
 
-enum { OM_DEPTH_MAX = 64 }; /* arrays and objects, nested, in one frame's body */
+enum {
+        OM_DEPTH_MAX = 64,      /* arrays and objects, nested, in a body that a client sends */
+        OM_DEPTH_SENT_MAX = 72, /* in one that the daemon sends: a task stands deeper in a delivery or a dead letter than in its publish */
+        OM_RPC_ID_MAX = 256,    /* bytes of JSON */
+};
 
 enum om_rpc_type { OM_RPC_REQUEST, OM_RPC_NOTIFICATION, OM_RPC_RESULT, OM_RPC_ERROR };
 
@@ -26,8 +30,11 @@ struct om_rpc {
  * Reads one body. On failure `e` holds the JSON-RPC code (OM_CODE_PARSE for text that is not JSON, OM_CODE_REQUEST for JSON
  * that is no message, OM_CODE_PARAMS for params that are no object), and ret->id the request's id where it could be made out,
  * else absent (reply with null). ret->id, when long (above 256 bytes), is refused as OM_CODE_REQUEST.
+ * Failed with OM_CODE_PARAMS, ret->type still tells a request from a notification: the latter is not answered.
  */
 int om_rpc_parse(struct om_span body, struct om_rpc *ret, struct om_error *e);
+/* The same for what the daemon sent: OM_DEPTH_SENT_MAX instead of OM_DEPTH_MAX. */
+int om_rpc_parse_sent(struct om_span body, struct om_rpc *ret, struct om_error *e);
 
 /* Reads the error object of a reply into `ret` (code, kind from data.kind, message). Returns om_kind_errno(kind). */
 int om_rpc_parse_error(struct om_span error, struct om_error *ret);

@@ -1,0 +1,622 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Registrations, and what the storage keeps of them.
+ *
+ * A registration goes through these steps, each one operation of the storage, none for a request that is refused:
+ *
+ *   read the record (its created_at stays) ─▶ read the setting (paused?) ─▶ write the record, when it differs ─▶ write the setting, when
+ *   there is none ─▶ om_dispatch_register()
+ *
+ * What is always true:
+ *   - serving does not depend on the storage: at a step that fails the registration is handed to the dispatcher at once, the agent is
+ * marked unsaved, and when the storage is back the same steps are gone through again, ending with telling the dispatcher whether it is
+ * paused;
+ *   - what is remembered for that is one entry an agent that was registered here, and goes with its last worker once it is saved;
+ *   - with a storage that several daemons share, a pause written by another daemon takes effect here within POLL_MS. No timer runs while no
+ *     agent is known.
+ *
+ * Called by methods_agent.c, core.c. Loop thread.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <uthash.h>
+
+#include "agents.h"
+#include "log.h"
+#include "methods.h"
+#include "watch.h"
+
+enum { POLL_MS = 3000, OM_DESCRIPTION_MAX = 16 << 10 };
+
+/* An agent that was registered here. */
+struct entry {
+        UT_hash_handle hh;
+        bool paused;
+        bool unsaved;       /* `head` is to be written when the storage is back */
+        bool saving;        /* that is under way */
+        struct om_buf head; /* its record but for created_at, while unsaved */
+        size_t topic_len, len;
+        char key[]; /* topic, zero byte, agent */
+};
+
+struct om_agents {
+        struct om_core *core;
+        struct entry *entries;
+        struct event poll;
+        bool polling;     /* a poll is under way */
+        uint64_t changes; /* of paused states here: a poll that began before one is void */
+};
+
+/* One registration on its way through the steps; in the arena of its call. */
+struct registering {
+        struct om_registration r;
+        struct om_span head;    /* the record without its end */
+        struct om_span record;  /* whole */
+        struct om_span setting; /* key */
+        bool again;             /* not a request's: the storage is back */
+};
+
+/* -- entries ------------------------------------------------------------------------------------------------------------------ */
+
+static struct om_span topic_of(const struct entry *e) { return (struct om_span){ e->key, e->topic_len }; }
+static struct om_span agent_of(const struct entry *e) { return (struct om_span){ e->key + e->topic_len + 1, e->len - e->topic_len - 1 }; }
+
+static size_t make_key(char *key, struct om_span topic, struct om_span agent) {
+        memcpy(key, topic.p, topic.len);
+        key[topic.len] = '\0';
+        memcpy(key + topic.len + 1, agent.p, agent.len);
+        return topic.len + 1 + agent.len;
+}
+
+static struct entry *find(const struct om_agents *a, struct om_span topic, struct om_span agent) {
+        char key[OM_TOPIC_MAX + 1 + OM_NAME_MAX];
+        struct entry *e;
+        size_t len;
+
+        if (topic.len > OM_TOPIC_MAX || agent.len > OM_NAME_MAX)
+                return NULL;
+        len = make_key(key, topic, agent);
+        HASH_FIND(hh, a->entries, key, len, e);
+        return e;
+}
+
+static void start_polling(struct om_agents *a) {
+        static const struct timeval tv = { .tv_sec = POLL_MS / 1000, .tv_usec = POLL_MS % 1000 * 1000 };
+
+        if (a->core->store_ops->capabilities & OM_STORE_SHARED && a->entries && !event_pending(&a->poll, EV_TIMEOUT, NULL))
+                event_add(&a->poll, &tv);
+}
+
+static struct entry *find_or_make(struct om_agents *a, struct om_span topic, struct om_span agent) {
+        struct entry *e = find(a, topic, agent);
+
+        if (e)
+                return e;
+        e = calloc(1, sizeof *e + topic.len + 1 + agent.len);
+        if (!e)
+                return NULL;
+        e->topic_len = topic.len;
+        e->len = make_key(e->key, topic, agent);
+        HASH_ADD_KEYPTR(hh, a->entries, e->key, e->len, e);
+        start_polling(a);
+        return e;
+}
+
+static void drop(struct om_agents *a, struct entry *e) {
+        HASH_DEL(a->entries, e);
+        om_buf_deinit(&e->head);
+        free(e);
+}
+
+/* Those that nobody serves here any more and that hold nothing unsaved. */
+static void drop_idle(struct om_agents *a) {
+        struct entry *e, *next;
+
+        HASH_ITER (hh, a->entries, e, next) {
+                unsigned workers = 0, leased = 0;
+
+                if (e->unsaved)
+                        continue;
+                om_dispatch_count(a->core->dispatch, topic_of(e), agent_of(e), &workers, &leased);
+                if (workers == 0)
+                        drop(a, e);
+        }
+}
+
+void om_agents_forget(struct om_agents *a, struct om_span topic, struct om_span agent) {
+        struct entry *e, *next;
+
+        HASH_ITER (hh, a->entries, e, next)
+                if (om_span_eq(topic_of(e), topic) && (!agent.p || om_span_eq(agent_of(e), agent)))
+                        drop(a, e);
+}
+
+void om_agents_set_paused(struct om_agents *a, struct om_span topic, struct om_span agent, bool paused) {
+        struct entry *e = find(a, topic, agent);
+
+        a->changes++;
+        if (e)
+                e->paused = paused;
+        om_dispatch_pause(a->core->dispatch, topic, agent, paused);
+}
+
+bool om_agents_is_paused(const struct om_agents *a, struct om_span topic, struct om_span agent) {
+        const struct entry *e = find(a, topic, agent);
+
+        return e && e->paused;
+}
+
+/* -- settings of groups --------------------------------------------------------------------------------------------------------- */
+
+struct om_span om_agents_setting(struct om_call *c, struct om_span topic, struct om_span agent) {
+        struct om_buf b = OM_BUF_INIT;
+        struct om_span key = OM_SPAN_NONE;
+
+        om_buf_lit(&b, OM_SUBSCRIPTION_ACTIVE);
+        om_group_name(&b, topic, agent);
+        if (om_buf_ok(&b))
+                key = om_call_copy(c, om_buf_span(&b));
+        om_buf_deinit(&b);
+        return key;
+}
+
+static int compare_spans(const void *va, const void *vb) {
+        const struct om_span *a = va, *b = vb;
+        int r = memcmp(a->p, b->p, a->len < b->len ? a->len : b->len);
+
+        return r != 0 ? r : (a->len > b->len) - (a->len < b->len);
+}
+
+void om_paused_list(struct om_call *c) {
+        c->list.kind = OM_STORE_CONFIG;
+        c->list.name = OM_SPAN(OM_SUBSCRIPTION_ACTIVE);
+}
+
+struct om_paused om_paused_of(struct om_call *collected) {
+        size_t skip = sizeof OM_SUBSCRIPTION_ACTIVE - 1;
+        struct om_paused p = { NULL, 0 };
+
+        p.groups = collected->n_rows ? om_arena_alloc(&collected->arena, collected->n_rows * sizeof *p.groups) : NULL;
+        for (size_t i = 0; p.groups && i < collected->n_rows; i++) {
+                const struct om_store_entry *row = &collected->rows[i];
+
+                if (row->key.len > skip && om_span_is(row->value, "false"))
+                        p.groups[p.n++] = (struct om_span){ row->key.p + skip, row->key.len - skip };
+        }
+        if (p.n > 1)
+                qsort(p.groups, p.n, sizeof *p.groups, compare_spans);
+        return p;
+}
+
+bool om_paused_has(const struct om_paused *p, struct om_span topic, struct om_span agent) {
+        struct om_buf b = OM_BUF_INIT;
+        struct om_span group;
+        bool has;
+
+        if (p->n == 0)
+                return false;
+        om_group_name(&b, topic, agent);
+        group = om_buf_span(&b);
+        has = om_buf_ok(&b) && bsearch(&group, p->groups, p->n, sizeof *p->groups, compare_spans);
+        om_buf_deinit(&b);
+        return has;
+}
+
+/* -- pauses that other daemons wrote ------------------------------------------------------------------------------------------------ */
+
+struct poll {
+        uint64_t changes; /* at its beginning */
+};
+
+static void on_polled(struct om_call *c, int status, const struct om_error *error) {
+        struct om_agents *a = c->core->agents;
+        const struct poll *poll = c->data;
+        struct om_paused paused;
+        struct entry *e, *next;
+
+        a->polling = false;
+        if (status == 0 && poll->changes == a->changes) {
+                paused = om_paused_of(c);
+                HASH_ITER (hh, a->entries, e, next) {
+                        bool now = om_paused_has(&paused, topic_of(e), agent_of(e));
+
+                        if (e->unsaved || now == e->paused)
+                                continue;
+                        e->paused = now;
+                        om_dispatch_pause(a->core->dispatch, topic_of(e), agent_of(e), now);
+                }
+        }
+        om_call_free(c);
+        start_polling(a);
+}
+
+static void on_poll(evutil_socket_t fd, short what, void *ctx) {
+        struct om_agents *a = ctx;
+        struct poll *poll;
+        struct om_call *c;
+
+        drop_idle(a);
+        if (a->polling || !a->entries)
+                return;
+        c = a->core->store_state == OM_STORE_READY ? om_call_new(a->core, NULL, OM_CALL_STORE_LIST, on_polled) : NULL;
+        poll = c ? om_arena_alloc(&c->arena, sizeof *poll) : NULL;
+        if (!poll) {
+                om_call_free(c);
+                start_polling(a);
+                return;
+        }
+        poll->changes = a->changes;
+        c->data = poll;
+        a->polling = true;
+        om_paused_list(c);
+        om_call_collect(c);
+}
+
+/* -- the steps of a registration ------------------------------------------------------------------------------------------------------ */
+
+/* Hands it to the dispatcher: the end of every way through. */
+static void serve(struct om_call *c) {
+        struct registering *reg = c->data;
+        struct om_agents *a = c->core->agents;
+        struct om_request *req = c->req;
+        struct entry *e;
+
+        if (reg->again) {
+                e = find(a, reg->r.topic, reg->r.name);
+                if (e)
+                        om_agents_set_paused(a, reg->r.topic, reg->r.name, reg->r.paused);
+        } else if (!req || !req->session || !om_session_is_open(req->session)) {
+                /* Gone meanwhile: nobody is left to serve the group. The record stays. */
+                struct om_error gone;
+
+                om_error_set(&gone, OM_CONFLICT, "the connection ended its input before the agent was registered");
+                om_call_fail(c, &gone);
+                return;
+        } else {
+                c->req = NULL;
+                om_dispatch_register(c->core->dispatch, &reg->r, req);
+        }
+        om_call_free(c);
+}
+
+/* A step failed: the agent is served all the same, and saved when the storage is back. */
+static void serve_unsaved(struct om_call *c, const struct om_error *why) {
+        struct registering *reg = c->data;
+        struct entry *e = find_or_make(c->core->agents, reg->r.topic, reg->r.name);
+
+        if (why)
+                om_log(OM_LOG_WARNING, "agent %.*s on %.*s: not saved yet: %s", OM_PRI(reg->r.name), OM_PRI(reg->r.topic), why->message);
+        if (e) {
+                e->unsaved = true;
+                e->saving = false;
+                if (!reg->again) {
+                        om_buf_clear(&e->head);
+                        om_buf_put_span(&e->head, reg->head);
+                        reg->r.paused = e->paused; /* the best that is known */
+                }
+        }
+        if (reg->again)
+                om_call_free(c);
+        else
+                serve(c);
+}
+
+static void saved(struct om_call *c) {
+        struct registering *reg = c->data;
+        struct entry *e = find_or_make(c->core->agents, reg->r.topic, reg->r.name);
+
+        if (e) {
+                e->paused = reg->r.paused;
+                e->unsaved = e->saving = false;
+                om_buf_deinit(&e->head);
+        }
+        serve(c);
+}
+
+static void on_setting_written(struct om_call *c, int status, const struct om_error *e) {
+        if (status < 0)
+                serve_unsaved(c, e);
+        else
+                saved(c);
+}
+
+static void write_setting(struct om_call *c) {
+        const struct registering *reg = c->data;
+
+        om_call_put_one(c, OM_STORE_CONFIG, &(struct om_store_entry){ .key = reg->setting, .value = OM_SPAN("true") }, on_setting_written);
+}
+
+static void on_record_written(struct om_call *c, int status, const struct om_error *e) {
+        if (status < 0)
+                serve_unsaved(c, e);
+        else
+                write_setting(c);
+}
+
+static void write_record(struct om_call *c) {
+        const struct registering *reg = c->data;
+
+        om_call_put_one(c, OM_STORE_AGENTS,
+                &(struct om_store_entry){ .key = reg->r.topic, .topic = reg->r.topic, .name = reg->r.name, .value = reg->record },
+                on_record_written);
+}
+
+/* The setting says whether it is paused. */
+static void on_setting_read(struct om_call *c, int status, const struct om_error *e) {
+        struct registering *reg = c->data;
+
+        if (status < 0 && status != -ENOENT) {
+                serve_unsaved(c, e);
+                return;
+        }
+        reg->r.paused = status == 0 && om_span_is(c->get.entry.value, "false");
+        if (reg->record.p)
+                write_record(c);
+        else if (status == -ENOENT)
+                write_setting(c);
+        else
+                saved(c);
+}
+
+/* The record that is there: its created_at stays; nothing is written when nothing changed. */
+static void on_record_read(struct om_call *c, int status, const struct om_error *e) {
+        struct registering *reg = c->data;
+        struct om_json_value created = { 0 };
+        struct om_buf record = OM_BUF_INIT;
+
+        if (status < 0 && status != -ENOENT) {
+                serve_unsaved(c, e);
+                return;
+        }
+        om_buf_put_span(&record, reg->head);
+        om_buf_lit(&record, ",\"created_at\":");
+        if (status == 0 && om_object_get(c->get.entry.value, "created_at", &created) && created.type == OM_JSON_NUMBER)
+                om_buf_put_span(&record, created.text);
+        else
+                om_buf_json_time(&record, om_now_ms());
+        om_buf_putc(&record, '}');
+        if (!om_buf_ok(&record)) {
+                om_buf_deinit(&record);
+                serve_unsaved(c, NULL);
+                return;
+        }
+        reg->record = OM_SPAN_NONE;
+        if (status < 0 || !om_span_eq(c->get.entry.value, om_buf_span(&record)))
+                reg->record = om_call_copy(c, om_buf_span(&record));
+        om_buf_deinit(&record);
+
+        om_call_reset(c, OM_CALL_STORE_GET, on_setting_read);
+        c->get.kind = OM_STORE_CONFIG;
+        c->get.key = reg->setting;
+        om_call_start(c);
+}
+
+static void begin_steps(struct om_call *c) {
+        struct registering *reg = c->data;
+
+        if (c->core->store_state != OM_STORE_READY) {
+                serve_unsaved(c, NULL);
+                return;
+        }
+        om_call_reset(c, OM_CALL_STORE_GET, on_record_read);
+        c->get.kind = OM_STORE_AGENTS;
+        c->get.key = reg->r.topic;
+        c->get.name = reg->r.name;
+        om_call_start(c);
+}
+
+/* -- params ------------------------------------------------------------------------------------------------------------------------------
+ */
+
+static int read_start(const struct om_json_member *m, struct om_agent_config *config, struct om_error *e) {
+        if (m->value.type == 0)
+                return 0;
+        if (m->value.type == OM_JSON_NUMBER) {
+                config->start = OM_START_TIME;
+                return om_param_time(m, &config->start_ms, e);
+        }
+        if (om_json_string_is(m->value, "first"))
+                config->start = OM_START_FIRST;
+        else if (om_json_string_is(m->value, "new"))
+                config->start = OM_START_NEW;
+        else
+                return om_error_set_code(
+                        e, OM_CODE_PARAMS, OM_INVALID, "params.config: start must be \"first\", \"new\" or a Unix time in seconds");
+        return 0;
+}
+
+static void put_setting(struct om_buf *b, const char *name, int64_t value) {
+        om_buf_puts(b, name);
+        om_buf_i64(b, value);
+}
+
+/* What is in force, defaults included: a listing shows how the group really behaves. */
+static void put_config(struct om_buf *b, const struct om_agent_config *config, const struct om_json_member *start) {
+        put_setting(b, "{\"prefetch\":", config->prefetch);
+        put_setting(b, ",\"dlq_retry_limit\":", config->dlq_retry_limit);
+        put_setting(b, ",\"retry_backoff_ms\":", config->retry_backoff_ms);
+        put_setting(b, ",\"retry_backoff_max_ms\":", config->retry_backoff_max_ms);
+        put_setting(b, ",\"reclaim_idle_ms\":", config->reclaim_idle_ms);
+        if (start->value.type != 0) {
+                om_buf_lit(b, ",\"start\":");
+                om_buf_put_span(b, start->value.text);
+        }
+        om_buf_puts(b, config->save_results ? ",\"save_results\":true}" : ",\"save_results\":false}");
+}
+
+/* Reads `config` and writes it, with what it left out, to the record. */
+static int read_config(struct om_call *c, struct om_span text, struct om_agent_config *config, struct om_span *ret_callback,
+        struct om_buf *record, struct om_error *e) {
+        enum { PREFETCH, RETRIES, BACKOFF, BACKOFF_MAX, RECLAIM, START, SAVE, CALLBACK, N };
+        struct om_json_member m[N + 1] = {
+                [PREFETCH] = { "prefetch", OM_JSON_NUMBER },
+                [RETRIES] = { "dlq_retry_limit", OM_JSON_NUMBER },
+                [BACKOFF] = { "retry_backoff_ms", OM_JSON_NUMBER },
+                [BACKOFF_MAX] = { "retry_backoff_max_ms", OM_JSON_NUMBER },
+                [RECLAIM] = { "reclaim_idle_ms", OM_JSON_NUMBER },
+                [START] = { "start", OM_JSON_NUMBER | OM_JSON_STRING },
+                [SAVE] = { "save_results", OM_JSON_BOOL },
+                [CALLBACK] = { "callback_name", OM_JSON_STRING },
+        };
+        const struct om_settings *s = c->core->settings;
+        int64_t prefetch = s->prefetch, retries = s->dlq_retry_limit;
+        int r;
+
+        *config = (struct om_agent_config){ .retry_backoff_ms = s->retry_backoff_ms,
+                .retry_backoff_max_ms = s->retry_backoff_max_ms,
+                .reclaim_idle_ms = s->reclaim_idle_ms,
+                .start = OM_START_DEFAULT,
+                .save_results = true };
+        if (text.p && (r = om_json_members(text, "params.config", m, e)) < 0)
+                return r;
+        if ((r = om_param_int(&m[PREFETCH], 1, OM_PREFETCH_MAX, &prefetch, e)) < 0 ||
+                (r = om_param_int(&m[RETRIES], 0, 1000, &retries, e)) < 0 ||
+                (r = om_param_int(&m[BACKOFF], 0, 3600000, &config->retry_backoff_ms, e)) < 0 ||
+                (r = om_param_int(&m[BACKOFF_MAX], 0, 86400000, &config->retry_backoff_max_ms, e)) < 0 ||
+                (r = om_param_int(&m[RECLAIM], 0, OM_DELAY_MAX_MS, &config->reclaim_idle_ms, e)) < 0 ||
+                (r = read_start(&m[START], config, e)) < 0 || (r = om_param_name(&m[CALLBACK], &c->arena, ret_callback, e)) < 0)
+                return r;
+        config->prefetch = (unsigned) prefetch;
+        config->dlq_retry_limit = (unsigned) retries;
+        om_param_bool(&m[SAVE], &config->save_results);
+        put_config(record, config, &m[START]);
+        return 0;
+}
+
+static int check_topic(struct om_core *core, struct om_span topic, struct om_error *e) {
+        if (!om_topic_is_pattern(topic) || core->bus_ops->capabilities & OM_BUS_PATTERNS)
+                return 0;
+        return om_error_set(e, OM_UNSUPPORTED, "topic \"%.*s\" is a pattern; the bus \"%s\" has none: register on a topic", OM_PRI(topic),
+                core->bus_ops->name);
+}
+
+/* Fills `reg`, all of it in the call's arena. */
+static int read_params(struct om_call *c, struct om_span params, struct registering *reg, struct om_buf *head, struct om_error *e) {
+        enum { NAME, TOPIC, DESCRIPTION, TOOLS, WORKER, CONFIG, N };
+        struct om_json_member m[N + 1] = {
+                [NAME] = { "name", OM_JSON_STRING, true },
+                [TOPIC] = { "topic", OM_JSON_STRING, true },
+                [DESCRIPTION] = { "description", OM_JSON_STRING },
+                [TOOLS] = { "tools", OM_JSON_ARRAY },
+                [WORKER] = { "worker", OM_JSON_STRING },
+                [CONFIG] = { "config", OM_JSON_OBJECT },
+        };
+        struct om_registration *r = &reg->r;
+        struct om_span callback = OM_SPAN_NONE, description = OM_SPAN_NONE;
+        struct om_buf config = OM_BUF_INIT;
+        int res;
+
+        if ((res = om_json_members(params, "params", m, e)) < 0 || (res = om_param_name(&m[NAME], &c->arena, &r->name, e)) < 0 ||
+                (res = om_param_topic(&m[TOPIC], &c->arena, &r->topic, e)) < 0 || (res = check_topic(c->core, r->topic, e)) < 0 ||
+                (res = om_param_text(&m[DESCRIPTION], OM_DESCRIPTION_MAX, &c->arena, &description, e)) < 0 ||
+                (res = om_param_name(&m[WORKER], &c->arena, &r->worker, e)) < 0)
+                return res;
+        if (!r->worker.p)
+                r->worker = om_call_copy(c, om_span_of(om_session_name(c->req->session)));
+
+        res = read_config(c, m[CONFIG].value.type ? m[CONFIG].value.text : OM_SPAN_NONE, &r->config, &callback, &config, e);
+        if (res == 0) {
+                om_buf_lit(head, "{\"name\":");
+                om_buf_json_span(head, r->name);
+                om_put_member(head, "topic", r->topic);
+                om_put_member(head, "callback_name", callback);
+                om_put_member(head, "description", description);
+                om_buf_lit(head, ",\"tools\":");
+                om_buf_put_span(head, m[TOOLS].value.type ? m[TOOLS].value.text : OM_SPAN("[]"));
+                om_buf_lit(head, ",\"config\":");
+                om_buf_put_span(head, om_buf_span(&config));
+                if (!om_buf_ok(head) || !om_buf_ok(&config) || !r->worker.p)
+                        res = om_error_set_errno(e, ENOMEM, "the registration");
+        }
+        om_buf_deinit(&config);
+        return res;
+}
+
+void om_agents_register(struct om_core *core, struct om_request *req, struct om_span params) {
+        struct om_call *c = om_call_new(core, req, OM_CALL_NONE, NULL);
+        struct om_buf head = OM_BUF_INIT;
+        struct om_error e = OM_ERROR_INIT;
+        struct registering *reg;
+        int r;
+
+        if (!c)
+                return;
+        reg = om_arena_alloc(&c->arena, sizeof *reg);
+        if (reg) {
+                memset(reg, 0, sizeof *reg);
+                r = read_params(c, params, reg, &head, &e);
+        } else {
+                r = om_error_set_errno(&e, ENOMEM, "the registration");
+        }
+        if (r == 0) {
+                reg->head = om_call_copy(c, om_buf_span(&head));
+                reg->setting = om_agents_setting(c, reg->r.topic, reg->r.name);
+                if (!reg->head.p || !reg->setting.p)
+                        r = om_error_set_errno(&e, ENOMEM, "the registration");
+        }
+        om_buf_deinit(&head);
+        if (r < 0) {
+                om_call_fail(c, &e);
+                return;
+        }
+        c->data = reg;
+        begin_steps(c);
+}
+
+/* -- when the storage is back
+ * --------------------------------------------------------------------------------------------------------------- */
+
+static void save_again(struct om_agents *a, struct entry *e) {
+        struct om_call *c = om_call_new(a->core, NULL, OM_CALL_NONE, NULL);
+        struct registering *reg = c ? om_arena_alloc(&c->arena, sizeof *reg) : NULL;
+
+        if (!reg) {
+                om_call_free(c);
+                return;
+        }
+        memset(reg, 0, sizeof *reg);
+        reg->again = true;
+        reg->r.topic = om_call_copy(c, topic_of(e));
+        reg->r.name = om_call_copy(c, agent_of(e));
+        reg->head = om_call_copy(c, om_buf_span(&e->head));
+        reg->setting = om_agents_setting(c, reg->r.topic, reg->r.name);
+        if (!reg->r.topic.p || !reg->r.name.p || !reg->head.p || !reg->setting.p || !om_buf_ok(&e->head)) {
+                om_call_free(c);
+                return;
+        }
+        e->saving = true;
+        c->data = reg;
+        begin_steps(c);
+}
+
+void om_agents_store_state(struct om_agents *a, enum om_store_state state) {
+        struct entry *e, *next;
+
+        if (state != OM_STORE_READY)
+                return;
+        HASH_ITER (hh, a->entries, e, next)
+                if (e->unsaved && !e->saving)
+                        save_again(a, e);
+}
+
+int om_agents_new(struct om_core *core, struct om_agents **ret) {
+        struct om_agents *a = calloc(1, sizeof *a);
+
+        if (!a)
+                return -ENOMEM;
+        a->core = core;
+        event_assign(&a->poll, om_loop_base(core->loop), -1, 0, on_poll, a);
+        *ret = a;
+        return 0;
+}
+
+void om_agents_free(struct om_agents *a) {
+        struct entry *e, *next;
+
+        if (!a)
+                return;
+        event_del(&a->poll);
+        HASH_ITER (hh, a->entries, e, next)
+                drop(a, e);
+        free(a);
+}
