@@ -150,6 +150,7 @@ static struct om_bus *bus;
 
 static void copy(char *to, size_t size, struct om_span from) { snprintf(to, size, "%.*s", OM_PRI(from)); }
 
+static void pump(struct om_bus_sub *g);
 static void deliver_post(struct om_post *post) {
         struct om_bus_sub *g = (struct om_bus_sub *) ((char *) post - offsetof(struct om_bus_sub, post));
         struct om_delivery *list[64];
@@ -171,6 +172,8 @@ static void deliver_post(struct om_post *post) {
                 mem.max_out = mem.out;
         if (n)
                 bus->events->deliver(g->core, list, n);
+        if (n == 64)
+                pump(g);
 }
 static void pump(struct om_bus_sub *g) {
         if (g->posted || !g->served)

@@ -121,7 +121,7 @@ static void take_in(struct client *c) {
         while (om_frame_peek(c->in + at, c->len - at, OM_FRAME_MAX_DEFAULT, &body, NULL) == 1) {
                 json_t *message = json_loadb(body.p, body.len, 0, NULL);
 
-                ck_assert_ptr_nonnull(message);
+                ck_assert_msg(message != NULL, "no JSON: %.*s", (int) (body.len < 2000 ? body.len : 2000), body.p);
                 ck_assert_uint_lt(c->n_seen, 4096);
                 c->seen[c->n_seen++] = message;
                 at += 4 + body.len;
