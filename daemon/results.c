@@ -308,7 +308,7 @@ static int batch_send(struct save_batch *b) {
 }
 
 static void turn_end(struct om_turn_end *t) {
-        struct om_results *r = (struct om_results *) ((char *) t - offsetof(struct om_results, turn_end));
+        struct om_results *r = (void *) ((char *) t - offsetof(struct om_results, turn_end));
         struct om_result_save *save;
         struct save_batch *b = r->gathering;
         struct om_error e;

@@ -152,7 +152,7 @@ static void copy(char *to, size_t size, struct om_span from) { snprintf(to, size
 
 static void pump(struct om_bus_sub *g);
 static void deliver_post(struct om_post *post) {
-        struct om_bus_sub *g = (struct om_bus_sub *) ((char *) post - offsetof(struct om_bus_sub, post));
+        struct om_bus_sub *g = (void *) ((char *) post - offsetof(struct om_bus_sub, post));
         struct om_delivery *list[64];
         size_t n = 0;
 
@@ -347,7 +347,7 @@ static void entry_remove(struct entry *e) {
         free(e);
 }
 static void due(struct om_post *post) {
-        struct entry *e = (struct entry *) ((char *) post - offsetof(struct entry, post));
+        struct entry *e = (void *) ((char *) post - offsetof(struct entry, post));
 
         pump(e->group);
 }
