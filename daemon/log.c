@@ -52,6 +52,8 @@ void om_log_open(enum om_log_target target, enum om_level max_level) {
         const char *term = getenv("TERM"), *no_colour = getenv("NO_COLOR");
 
         to_journal = target == OM_LOG_JOURNAL || (target == OM_LOG_AUTO && stderr_is_journal());
+        /* sd_journal_sendv() reports success where no journal runs: the line would be lost. */
+        to_journal = to_journal && access("/run/systemd/journal/socket", W_OK) == 0;
         terminal = isatty(STDERR_FILENO);
         colour = terminal && !(no_colour && *no_colour) && term && strcmp(term, "dumb") != 0;
         om_log_set_level(max_level);

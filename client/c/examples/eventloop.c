@@ -67,7 +67,7 @@ int main(void) {
         while (input >= 0 || open_lines > 0) {
                 struct pollfd fds[2] = { { .fd = input, .events = POLLIN }, { .fd = omni_fd(client), .events = omni_events(client) } };
                 int64_t timeout = omni_timeout_ms(client); /* asked anew each time */
-                if (poll(fds, 2, timeout < 0 || timeout > 60000 ? -1 : (int) timeout) < 0 && errno != EINTR)
+                if (poll(fds, 2, timeout < 0 ? -1 : timeout > 60000 ? 60000 : (int) timeout) < 0 && errno != EINTR)
                         return 1;
                 if (fds[0].revents) {
                         ssize_t n = read(input, buffer + used, sizeof(buffer) - 1 - used);
