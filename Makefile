@@ -3,6 +3,7 @@
 #
 #   CC=clang           another compiler              SANITIZE=address,undefined   a build with sanitizers (in its own folder)
 #   B=DIR              build folder (build)          WERROR=1                     warnings are errors (CI)
+#   V=1                show the commands
 #   PREFIX=/usr/local  where install puts things     DESTDIR=                     in front of it, for packages
 
 SHELL       := /bin/bash
@@ -45,6 +46,9 @@ CLIENT_SRC  := $(wildcard client/c/*.c)
 CTL_SRC     := $(wildcard client/ctl/*.c)
 TESTLIB_SRC := $(wildcard tests/lib/*.c)
 
+Q := $(if $(V),,@)
+say = @$(if $(V),true,printf '  %-5s %s\n' '$(1)' '$@')
+
 obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 PROTO_OBJ   := $(call obj,$(PROTO_SRC))
 BACKEND_OBJ := $(call obj,$(BACKEND_SRC))
@@ -60,7 +64,7 @@ UNIT  := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 INTEG := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/integration/test_*.c))
 TOOLS := $(patsubst tests/lib/bin/%.c,$(B)/tests/bin/%,$(wildcard tests/lib/bin/*.c))
 
-.PHONY: all demo test test-unit test-integration bench fuzz soak lint format deps deps-test install uninstall clean help programs tests-build
+.PHONY: all demo test test-unit test-integration bench fuzz fuzz-build lint format deps deps-test install uninstall clean help programs tests-build
 
 all: deps ## build everything into build/ (installs what the build misses)
 	@$(MAKE) --no-print-directory programs
@@ -72,30 +76,35 @@ deps-test: ; @packaging/install-deps.sh build test
 
 $(B)/obj/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS_ALL) $(DAEMON_CFLAGS) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+	$(call say,CC)
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(DAEMON_CFLAGS) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
 
 $(B)/bin/omnidaemond: $(DAEMON_OBJ) $(BACKEND_OBJ) $(PROTO_OBJ)
 	@mkdir -p $(@D)
-	$(CC) -pie -rdynamic $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) -o $@
+	$(call say,LINK)
+	$(Q)$(CC) -pie -rdynamic $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) -o $@
 
 $(B)/bin/omnictl: $(CTL_OBJ) $(B)/lib/libomniclient.a
 	@mkdir -p $(@D)
-	$(CC) -pie $(LDFLAGS_ALL) $^ $(CTL_LIBS) -o $@
+	$(call say,LINK)
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ $(CTL_LIBS) -o $@
 
 $(B)/bin/omnidaemon: $(B)/bin/omnictl
-	ln -sf omnictl $@
+	@ln -sf omnictl $@
 
 $(B)/lib/libomniclient.so.$(SOMAJOR): $(CLIENT_OBJ) $(PROTO_OBJ) client/c/omniclient.map
 	@mkdir -p $(@D)
-	$(CC) -shared -Wl,-soname,libomniclient.so.$(SOMAJOR) -Wl,--version-script=client/c/omniclient.map $(if $(SANITIZE),,-Wl,-z,defs) \
+	$(call say,LINK)
+	$(Q)$(CC) -shared -Wl,-soname,libomniclient.so.$(SOMAJOR) -Wl,--version-script=client/c/omniclient.map $(if $(SANITIZE),,-Wl,-z,defs) \
 	    $(LDFLAGS_ALL) $(CLIENT_OBJ) $(PROTO_OBJ) -lm -lpthread -o $@
 
 $(B)/lib/libomniclient.so: $(B)/lib/libomniclient.so.$(SOMAJOR)
-	ln -sf $(<F) $@
+	@ln -sf $(<F) $@
 
 $(B)/lib/libomniclient.a: $(CLIENT_OBJ) $(PROTO_OBJ)
 	@mkdir -p $(@D)
-	rm -f $@ && ar rcs $@ $^
+	$(call say,AR)
+	$(Q)rm -f $@ && ar rcs $@ $^
 
 # -- tests -------------------------------------------------------------------------------------------------------------
 
@@ -103,17 +112,20 @@ TEST_OBJ = $(TESTLIB_OBJ) $(DAEMON_NOMAIN) $(BACKEND_OBJ) $(CTL_NOMAIN) $(CLIENT
 
 $(B)/tests/lib.a: $(TEST_OBJ)
 	@mkdir -p $(@D)
-	rm -f $@ && ar rcs $@ $^
+	$(call say,AR)
+	$(Q)rm -f $@ && ar rcs $@ $^
 
 $(UNIT) $(INTEG): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/tests/lib.a
 	@mkdir -p $(@D)
-	$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(CHECK_LIBS) $(DAEMON_LIBS) -o $@
+	$(call say,LINK)
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(CHECK_LIBS) $(DAEMON_LIBS) -o $@
 
 $(TOOLS): $(B)/tests/bin/%: $(B)/obj/tests/lib/bin/%.o $(B)/tests/lib.a
 	@mkdir -p $(@D)
-	$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(DAEMON_LIBS) -o $@
+	$(call say,LINK)
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(DAEMON_LIBS) -o $@
 
-tests-build: programs $(UNIT) $(INTEG) $(TOOLS)
+tests-build: programs $(UNIT) $(INTEG) $(TOOLS) $(REPLAY)
 
 test: deps-test ## build and run every test
 	@$(MAKE) --no-print-directory tests-build
@@ -129,7 +141,32 @@ test-integration: deps-test ## only the whole-system tests
 
 $(B)/tests/bench/bench: $(B)/obj/tests/bench/bench.o $(B)/lib/libomniclient.a
 	@mkdir -p $(@D)
-	$(CC) -pie $(LDFLAGS_ALL) $^ -llmdb -lpthread -lm -o $@
+	$(call say,LINK)
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ -llmdb -lpthread -lm -o $@
+
+# -- fuzzing: one program a target; the same source is replayed over its corpus in `make test` ------------------------------
+
+FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_SECONDS ?= 60
+REPLAY := $(patsubst %,$(B)/tests/fuzz/replay_%,$(FUZZ_TARGETS))
+
+$(REPLAY): $(B)/tests/fuzz/replay_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/obj/tests/fuzz/replay.o $(B)/tests/lib.a
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) -o $@
+
+FUZZ := $(patsubst %,$(B)/tests/fuzz/fuzz_%,$(FUZZ_TARGETS))
+$(FUZZ): $(B)/tests/fuzz/fuzz_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/tests/lib.a
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) $(LDFLAGS_ALL) -fsanitize=fuzzer $^ $(DAEMON_LIBS) -o $@
+
+fuzz: deps-test ## fuzz every parser for FUZZ_SECONDS each (60); FUZZ_ONLY=TARGET for one
+	@packaging/install-deps.sh clang
+	@$(MAKE) --no-print-directory CC=clang SANITIZE=fuzzer-no-link,address,undefined B=build-fuzz fuzz-build
+	@tests/fuzz/run build-fuzz $(FUZZ_SECONDS) $(or $(FUZZ_ONLY),$(FUZZ_TARGETS))
+
+fuzz-build: $(FUZZ)
 
 bench: all ## measure, beside what LMDB and the disk do alone (BENCH_ARGS="--only WORD --runs N --json FILE")
 	@$(MAKE) --no-print-directory $(B)/tests/bench/bench
@@ -145,6 +182,15 @@ lint: ## layout, spelling, scripts, dependency rule, static checks
 format: ## lay out the sources by clang-format
 	@packaging/install-deps.sh lint
 	clang-format -i $$(git ls-files -co --exclude-standard -- '*.c' '*.h')
+
+# What install puts and uninstall removes is one list, in the script.
+INSTALL = B=$(B) PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) VERSION=$(VERSION) SOMAJOR=$(SOMAJOR) $(if $(LIBDIR),LIBDIR=$(LIBDIR)) packaging/install.sh
+
+install: programs ## put everything under PREFIX (/usr/local), DESTDIR in front
+	@$(INSTALL) install
+
+uninstall: ## remove exactly what install put there
+	@$(INSTALL) uninstall
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18

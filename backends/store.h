@@ -52,7 +52,7 @@ struct om_store_put {
         size_t n;
         struct om_outcome *outcomes; /* n of them, the core's */
 };
-/* Reads one. agents: key, name · results: key and name, or without name the newest · config: key. */
+/* Reads one. agents: key, name · results: key and name, or without name the newest · config: key · keys: key. */
 struct om_store_get {
         struct om_op op;
         enum om_store_kind kind;
@@ -66,6 +66,7 @@ struct om_store_list {
         enum om_store_kind kind;
         /* in; borrowed; absent or 0: not filtered */
         struct om_span key, name, topic, status, cursor;
+        struct om_span text, filter; /* results, with OM_STORE_SEARCH: words to look for; a JSON object to be contained in the record */
         int64_t since_ms, until_ms; /* saved_ms within [since, until) */
         size_t limit;               /* 0: the backend's page size */
         /* out; in the arena, which the core frees */

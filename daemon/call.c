@@ -338,7 +338,7 @@ static void on_page(struct om_call *c, int status, const struct om_error *e) {
                 .since_ms = c->list.since_ms,
                 .until_ms = c->list.until_ms,
                 .limit = c->list.limit };
-        om_call_done_fn *collected = c->collected;
+        om_call_done_fn *collected = c->after;
         struct om_error oom;
 
         if (status == 0 && !gather(c)) {
@@ -356,9 +356,36 @@ static void on_page(struct om_call *c, int status, const struct om_error *e) {
 }
 
 void om_call_collect(struct om_call *c) {
-        c->collected = c->done;
+        c->after = c->done;
         c->done = on_page;
         c->n_rows = 0;
+        om_call_start(c);
+}
+
+/* -- one entry ------------------------------------------------------------------------------------------------------------------ */
+
+static void on_put(struct om_call *c, int status, const struct om_error *e) {
+        struct om_error failed;
+
+        if (status == 0 && c->one_outcome.status < 0) {
+                status = c->one_outcome.status;
+                om_error_set(&failed, om_kind_of_errno(status), "the storage refused the entry: %s",
+                        c->one_outcome.why ? c->one_outcome.why : strerror(-status));
+                e = &failed;
+        }
+        c->after(c, status, e);
+}
+
+void om_call_put_one(struct om_call *c, enum om_store_kind kind, const struct om_store_entry *entry, om_call_done_fn *done) {
+        om_call_reset(c, OM_CALL_STORE_PUT, on_put);
+        c->after = done;
+        c->one = *entry;
+        c->one.saved_ms = om_now_ms();
+        c->one_outcome = (struct om_outcome){ 0 };
+        c->put.kind = kind;
+        c->put.entries = &c->one;
+        c->put.n = 1;
+        c->put.outcomes = &c->one_outcome;
         om_call_start(c);
 }
 

@@ -66,7 +66,9 @@ struct om_call {
         /* What om_call_collect() gathered; the spans are in `arena`. */
         struct om_store_entry *rows;
         size_t n_rows, max_rows;
-        om_call_done_fn *collected;
+        om_call_done_fn *after;    /* collected, put */
+        struct om_store_entry one; /* of om_call_put_one() */
+        struct om_outcome one_outcome;
 
         /* call.c's */
         int state, status;
@@ -88,6 +90,10 @@ void om_call_start(struct om_call *c);
 /* For OM_CALL_STORE_LIST: starts it, and again with each cursor it returns, until all pages are in `rows`; then done(). Rows of an earlier
  * collection are dropped. */
 void om_call_collect(struct om_call *c);
+
+/* Resets the call and writes one entry, whose spans must live until done(); saved_ms is set here. The entry's own outcome, when it failed,
+ * is done()'s status. */
+void om_call_put_one(struct om_call *c, enum om_store_kind kind, const struct om_store_entry *entry, om_call_done_fn *done);
 
 /* The ways to finish. Each frees the call. */
 void om_call_fail(struct om_call *c, const struct om_error *e); /* answers the request with the error */

@@ -5,7 +5,7 @@
  * Stopping is a chain; each step begins when the one before it has completed:
  *
  *   clients are told ─▶ dispatch stops (leases end or are handed back) ─▶ metrics' last snapshot ─▶ calls under way end ─▶ bus closed
- *   ─▶ storage closed ─▶ who waits for results is answered ─▶ sessions send what they have and close ─▶ stopped
+ *   ─▶ storage closed ─▶ requests still open are answered, sessions send what they have and close ─▶ stopped
  *
  * What is always true:
  *   - a backend is closed only when no operation of ours is under way in it, and destroyed a turn after its close completed;
@@ -235,8 +235,6 @@ static void store_closed(struct om_post *post) {
         struct om_core *core = &p->core;
 
         store_destroy(core);
-        om_results_free(core->results); /* answers who still waits */
-        core->results = NULL;
         next_step(p, sessions_drained);
         om_session_pool_drain(core->pool, &p->step);
 }

@@ -36,7 +36,8 @@ struct om_publish_ticket {
         size_t n;
         struct om_outcome *outcomes;  /* n; the caller's */
         char (*ids)[OM_NAME_MAX + 1]; /* n; filled by the call: the id that each task got */
-        size_t n_open;                /* the dispatcher's */
+        size_t n_open;                /* the dispatcher's, as `next` is */
+        struct om_publish_ticket *next;
 };
 /* Each task checked by om_task_parse(); fills id and created_ms where absent. Outcomes of tasks that cannot be published at all
  * (unsupported, unavailable) are set at once. done() is never called before the call returns. 0, or -ENOBUFS when too much is in flight

@@ -110,6 +110,19 @@ void om_loop_at_turn_end(struct om_loop *l, struct om_turn_end *t) {
         l->ends_tail = &t->next;
 }
 
+void om_loop_forget_turn_end(struct om_loop *l, struct om_turn_end *t) {
+        struct om_turn_end **p = &l->ends;
+
+        while (*p && *p != t)
+                p = &(*p)->next;
+        if (!*p)
+                return;
+        *p = t->next;
+        if (!*p)
+                l->ends_tail = p;
+        t->queued = false;
+}
+
 static void run_turn_ends(struct om_loop *l) {
         struct om_turn_end *t;
 

@@ -30,5 +30,7 @@ struct om_turn_end {
         bool queued;
 };
 void om_loop_at_turn_end(struct om_loop *l, struct om_turn_end *t);
+/* Before its memory goes: it is not called any more. */
+void om_loop_forget_turn_end(struct om_loop *l, struct om_turn_end *t);
 
 #endif

@@ -203,6 +203,21 @@ void om_put_member(struct om_buf *b, const char *name, struct om_span value) {
                 om_buf_lit(b, "null");
 }
 
+void om_put_facts(struct om_buf *b, struct om_span object) {
+        struct om_json_value key, value;
+        struct om_json j;
+
+        om_json_init_valid(&j, object);
+        if (!object.p || om_json_enter_object(&j) < 0)
+                return;
+        while (om_json_next_key(&j, &key) == 1 && om_json_value(&j, &value) == 0) {
+                om_buf_putc(b, ',');
+                om_buf_put_span(b, key.text);
+                om_buf_putc(b, ':');
+                om_buf_put_span(b, value.text);
+        }
+}
+
 void om_put_cursor(struct om_buf *b, struct om_span cursor) {
         if (cursor.p)
                 om_put_member(b, "cursor", cursor);

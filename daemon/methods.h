@@ -31,6 +31,8 @@ int om_object_get(struct om_span object, const char *name, struct om_json_value 
 void om_put_cursor(struct om_buf *b, struct om_span cursor);
 /* "name":"value" with a comma in front; null when the value is absent. `name` needs no escapes. */
 void om_put_member(struct om_buf *b, const char *name, struct om_span value);
+/* The members of a checked object, each with a comma in front: a backend's own facts. */
+void om_put_facts(struct om_buf *b, struct om_span object);
 /* The names of a bus's capabilities (and `search` of a storage that can) as elements of a JSON array. */
 void om_put_capabilities(struct om_buf *b, unsigned bus_capabilities, unsigned store_capabilities);
 

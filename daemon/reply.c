@@ -266,6 +266,30 @@ void om_request_error(struct om_request *req, const struct om_error *e) {
         om_request_done(req);
 }
 
+void om_request_error_data(struct om_request *req, const struct om_error *e, struct om_span members) {
+        struct om_session *s = req->session;
+        struct om_buf *b;
+        size_t mark;
+
+        if (!s || req->notification || s->state == OM_SESSION_CLOSED || !members.p) {
+                om_request_error(req, e);
+                return;
+        }
+        s->pool->counters->errors++;
+        om_session_spare_take(s->pool, &s->out);
+        b = &s->out;
+        mark = om_frame_begin(b);
+        om_buf_lit(b, "{\"jsonrpc\":\"2.0\",\"id\":");
+        om_buf_put_span(b, id_of(req));
+        om_buf_lit(b, ",\"error\":");
+        om_rpc_put_error_object(b, e);
+        b->len -= b->failed ? 0 : 2; /* the ends of data and error */
+        om_buf_put_span(b, members);
+        om_buf_lit(b, "}}}");
+        appended(s, om_frame_end(b, mark, SIZE_MAX));
+        om_request_done(req);
+}
+
 /* -- notifications -------------------------------------------------------------------------------------------------------------- */
 
 struct om_buf *om_session_begin(struct om_session *s, const char *method) {

@@ -105,8 +105,8 @@ static void announce(struct om_session *s, enum om_event event) {
         om_buf_deinit(&detail);
 }
 
-/* Dispatch and watch let go of it. When its input ends, and again when it is closed: a request that was under way may have given it a
- * subscription in between. */
+/* Dispatch and watch let go of it: when it is closed, and before that when it is ending in a hurry, and then at both: a request that was
+ * under way may have given it a subscription in between. */
 static void detach(struct om_session *s) {
         if (s->core->dispatch)
                 om_dispatch_session_closed(s->core->dispatch, s);
@@ -182,9 +182,12 @@ static void on_ending_event(evutil_socket_t fd, short what, void *ctx) {
  * wake the loop for ever. */
 static void begin_ending(struct om_session *s, bool hurried) {
         struct event_base *base = om_loop_base(s->core->loop);
-        bool writing = event_pending(&s->ev_write, EV_WRITE, NULL);
+        bool writing;
 
-        if (s->state != OM_SESSION_OPEN) {
+        if (s->state == OM_SESSION_CLOSED)
+                return;
+        writing = event_pending(&s->ev_write, EV_WRITE, NULL);
+        if (s->state == OM_SESSION_ENDING) {
                 s->hurried |= hurried;
         } else {
                 s->state = OM_SESSION_ENDING;
@@ -211,9 +214,8 @@ static void on_end_of_input(struct om_session *s) {
                 om_session_close(s, NULL);
                 return;
         }
-        /* It can neither ack nor extend any more: its leases end now, its answers still go out. */
+        /* Its answers still go out, those that it waits for included; its leases end with the last of them. */
         begin_ending(s, false);
-        detach(s);
         om_session_finish(s);
 }
 
@@ -558,6 +560,7 @@ void om_session_pool_free(struct om_session_pool *p) {
         while (p->core->sessions)
                 om_session_close(p->core->sessions, NULL);
         free_dead(p);
+        om_loop_forget_turn_end(p->core->loop, &p->flush);
         while ((req = p->spare_requests)) {
                 p->spare_requests = req->next;
                 free(req);

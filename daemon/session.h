@@ -48,6 +48,8 @@ struct om_buf *om_request_begin(struct om_request *req);
 void om_request_end(struct om_request *req); /* ends the reply begun, frees req; a reply above the frame limit becomes an error `limit` */
 void om_request_ok(struct om_request *req);  /* {} */
 void om_request_error(struct om_request *req, const struct om_error *e);
+/* The same with more members in `data`: raw JSON that begins with a comma (`,"deliveries":[1,2]`), or absent. */
+void om_request_error_data(struct om_request *req, const struct om_error *e, struct om_span members);
 void om_request_done(struct om_request *req); /* frees it without an answer */
 
 /* Notifications to the client: begin returns the buffer at the value of `params`, NULL when the session is closing. end sends it at the end

@@ -230,7 +230,7 @@ void omc_done_wait(omni_client *c, struct omc_call *call, struct om_span answer)
         if (w) {
                 w->status = call->status;
                 w->error = call->error;
-                if (call->status == 0) {
+                if (answer.p && call->status == 0) {
                         om_buf_put_span(&w->answer, answer);
                         om_buf_putc(&w->answer, '\0');
                 }

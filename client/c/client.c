@@ -272,7 +272,8 @@ static void do_due(omni_client *c, int64_t now) {
         omc_extend_due(c, now);
 }
 
-/* The user's functions, for the outermost call. Handlers stop after OMC_TURN_MS, so that what they made goes out meanwhile. */
+/* The user's functions, for the outermost call, in the order in which things came as far as it shows: what was answered before the next
+ * task is handled. Handlers stop after OMC_TURN_MS, so that what they made goes out meanwhile. */
 static int call_users(omni_client *c, int64_t now) {
         if (c->depth)
                 return 0;
@@ -284,7 +285,7 @@ static int call_users(omni_client *c, int64_t now) {
                 c->depth++;
                 a->handler(a, t, a->user); /* after this, neither may be touched */
                 c->depth--;
-                done++;
+                done += 1 + run_events(c);
                 if (omc_now_ms() - now >= OMC_TURN_MS || atomic_load(&c->stop))
                         break;
         }
@@ -436,9 +437,9 @@ int omni_run(omni_client *c) {
                 r = hopeless(c);
                 if (r < 0)
                         return omc_fail(c, r, "%s", c->away.message);
-                r = turn(c, -1);
+                r = omc_agents_over(c);
                 if (r >= 0)
-                        r = omc_agents_over(c);
+                        r = turn(c, -1);
                 if (r < 0)
                         return r;
         }
@@ -455,6 +456,9 @@ int omni_run_once(omni_client *c, int64_t timeout_ms) {
         for (;;) {
                 if (stopped(c))
                         return omc_fail(c, -ECANCELED, "stopped by omni_stop()");
+                r = omc_agents_over(c);
+                if (r < 0)
+                        return r;
                 int64_t left = deadline < 0 ? -1 : deadline - omc_now_ms();
                 r = turn(c, deadline < 0 ? -1 : left > 0 ? left : 0);
                 bool woken = c->woken;
@@ -467,9 +471,6 @@ int omni_run_once(omni_client *c, int64_t timeout_ms) {
                         continue;
                 if (woken || (deadline >= 0 && omc_now_ms() >= deadline))
                         return 0;
-                r = omc_agents_over(c);
-                if (r < 0)
-                        return r;
         }
 }
 

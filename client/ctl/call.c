@@ -100,8 +100,8 @@ int ctl_connect(struct ctl *ctl) {
         return r < 0 ? no_daemon(ctl, r) : 0;
 }
 
-int ctl_connect_serving(struct ctl *ctl) {
-        int r = make_client(ctl, -1);
+int ctl_connect_patient(struct ctl *ctl, int64_t patience_ms) {
+        int r = make_client(ctl, patience_ms);
 
         if (r < 0) {
                 return ctl_fail(ctl, CTL_FAILED, "cannot make a client: %s", strerror(-r));

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The daemon itself: health, backends, metrics, reload, version, and any method by name. */
 #include "client/ctl/doc.h"
+#include "client/ctl/input.h"
 #include "client/ctl/text.h"
 #include "client/ctl/view.h"
+#include "proto/rpc.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -248,25 +250,30 @@ int cmd_version(struct ctl *ctl) {
 
 int cmd_call(struct ctl *ctl) {
         const char *params = args_text(&ctl->args, "params");
+        struct om_buf input = OM_BUF_INIT;
+        struct om_error e = OM_ERROR_INIT;
         struct om_span text;
         char *answer = NULL;
-        int r = ctl_call(ctl, args_text(&ctl->args, "method"), params, &answer, &text);
+        int r = 0;
 
-        if (r == 0) {
-                switch (ctl->format) {
-                case FORMAT_TREE:
-                        view_put_tree(ctl, doc_root(text));
-                        break;
-                case FORMAT_COMPACT:
-                        doc_put_line(&ctl->out, doc_root(text), DOC_SAFE);
-                        om_buf_putc(&ctl->out, '\n');
-                        break;
-                case FORMAT_TABLE:
-                case FORMAT_JSON:
-                        view_put_json(ctl, doc_root(text));
-                        break;
-                }
+        if (params && strcmp(params, "-") == 0) {
+                r = input_read_file("-", &input);
+                params = ctl_text(&input);
+        }
+        if (r < 0 || (params && om_json_check(om_span_of(params), OM_DEPTH_MAX - 2, &e) < 0)) {
+                r = ctl_usage(ctl, "PARAMS: %s", r < 0 ? strerror(-r) : e.message);
+        } else {
+                r = ctl_call(ctl, args_text(&ctl->args, "method"), params, &answer, &text);
+        }
+        if (r == 0 && ctl->format == FORMAT_TREE) {
+                view_put_tree(ctl, doc_root(text));
+        } else if (r == 0 && ctl->format == FORMAT_COMPACT) {
+                doc_put_line(&ctl->out, doc_root(text), DOC_SAFE);
+                om_buf_putc(&ctl->out, '\n');
+        } else if (r == 0) {
+                view_put_json(ctl, doc_root(text));
         }
         free(answer);
+        om_buf_deinit(&input);
         return r;
 }

@@ -51,8 +51,9 @@ struct ctl {
 
 /* Connects when that has not been done. 0, or an exit code with the reason told on standard error. */
 int ctl_connect(struct ctl *ctl);
-/* Connects for a command that serves on and on: as ctl_connect(), but the client then waits for a daemon that comes back. */
-int ctl_connect_serving(struct ctl *ctl);
+/* The same for a command that goes on for longer: once connected, its calls wait up to `patience_ms` (-1: for ever) for a daemon that went
+ * away. */
+int ctl_connect_patient(struct ctl *ctl, int64_t patience_ms);
 /* Calls `method`; *ret (free()) is its result as JSON. 0, or an exit code with the reason told. */
 int ctl_call(struct ctl *ctl, const char *method, const char *params, char **ret, struct om_span *ret_text);
 /* The same, its params built in `params` (which is emptied). */

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* storage health|clear and config get|set|list|delete. */
+#include "client/ctl/doc.h"
+#include "client/ctl/table.h"
+#include "client/ctl/text.h"
+#include "client/ctl/view.h"
+#include "proto/rpc.h"
+
+#include <stdlib.h>
+
+int cmd_storage_health(struct ctl *ctl) {
+        static const struct view_column columns[] = { { "NAME", "name", VIEW_TEXT }, { "STATUS", "status", VIEW_STATUS },
+                { "URL", "url", VIEW_TEXT }, { "LATENCY", "latency_ms", VIEW_MS }, { NULL, NULL, 0 } };
+        struct om_span text;
+        char *answer = NULL;
+        int r = ctl_call(ctl, "storage.health", NULL, &answer, &text);
+
+        if (r == 0) {
+                struct om_json_value root = doc_root(text);
+                struct doc_each each = doc_each(root);
+
+                view_record(ctl, text, columns);
+                while (ctl->format == FORMAT_TABLE && doc_next(&each)) { /* the storage's own facts */
+                        bool known = false;
+
+                        for (size_t i = 0; columns[i].title; i++) {
+                                known |= om_json_string_is(each.key, columns[i].path);
+                        }
+                        if (!known && doc_there(each.value)) {
+                                view_put_raw(&ctl->out, each.key);
+                                om_buf_puts(&ctl->out, "  ");
+                                view_put_raw(&ctl->out, each.value);
+                                om_buf_putc(&ctl->out, '\n');
+                        }
+                }
+                r = doc_is(doc_get(root, "status"), "down") ? CTL_FAILED : 0;
+        }
+        free(answer);
+        return r;
+}
+
+static int clear(struct ctl *ctl, const char *what) {
+        struct om_buf params = OM_BUF_INIT;
+        struct om_span text;
+        char *answer = NULL;
+        int r = ctl_confirm(ctl, "Delete %s%s from the storage for ever?", strcmp(what, "all") == 0 ? "" : "all ",
+                strcmp(what, "all") == 0 ? "everything" : what);
+
+        if (r) {
+                return r;
+        }
+        om_buf_putc(&params, '{');
+        ctl_put_text(&params, "what", what);
+        om_buf_putc(&params, '}');
+        r = ctl_call_buf(ctl, "storage.clear", &params, &answer, &text);
+        if (r == 0 && ctl->format_given && ctl->format == FORMAT_JSON) {
+                view_put_json(ctl, doc_root(text));
+        } else if (r == 0 && !ctl->quiet) {
+                struct doc_each each = doc_each(doc_get(doc_root(text), "cleared"));
+                const char *gap = "Deleted ";
+
+                while (doc_next(&each)) {
+                        om_buf_puts(&ctl->out, gap);
+                        view_put_raw(&ctl->out, each.value);
+                        om_buf_putc(&ctl->out, ' ');
+                        view_put_raw(&ctl->out, each.key);
+                        gap = ", ";
+                }
+                om_buf_puts(&ctl->out, *gap == 'D' ? "Nothing to delete.\n" : ".\n");
+        }
+        free(answer);
+        return r;
+}
+
+int cmd_storage_clear(struct ctl *ctl) { return clear(ctl, args_text(&ctl->args, "what")); }
+
+int cmd_storage_clear_agents(struct ctl *ctl) { return clear(ctl, "agents"); }
+
+int cmd_storage_clear_results(struct ctl *ctl) { return clear(ctl, "results"); }
+
+int cmd_storage_clear_metrics(struct ctl *ctl) { return clear(ctl, "metrics"); }
+
+int cmd_storage_clear_all(struct ctl *ctl) { return clear(ctl, "all"); }
+
+/* -- settings ---------------------------------------------------------------------------------------------------------- */
+
+static int call_key(struct ctl *ctl, const char *method, const char *value, char **ret, struct om_span *ret_text) {
+        struct om_buf params = OM_BUF_INIT;
+
+        om_buf_putc(&params, '{');
+        ctl_put_text(&params, "key", args_text(&ctl->args, "key"));
+        ctl_put_raw(&params, "value", value);
+        om_buf_putc(&params, '}');
+        return ctl_call_buf(ctl, method, &params, ret, ret_text);
+}
+
+int cmd_config_get(struct ctl *ctl) {
+        struct om_span text;
+        char *answer = NULL;
+        int r = call_key(ctl, "config.get", NULL, &answer, &text);
+
+        if (r == 0) {
+                struct om_json_value value = doc_get(doc_root(text), "value");
+
+                if (ctl->format == FORMAT_COMPACT) {
+                        view_put_raw(&ctl->out, value);
+                        om_buf_putc(&ctl->out, '\n');
+                } else if (ctl->format == FORMAT_TREE) {
+                        view_put_tree(ctl, value);
+                } else {
+                        view_put_json(ctl, value);
+                }
+        }
+        free(answer);
+        return r;
+}
+
+int cmd_config_set(struct ctl *ctl) {
+        const char *value = args_text(&ctl->args, "value");
+        struct om_buf quoted = OM_BUF_INIT;
+        struct om_span text;
+        char *answer = NULL;
+        int r;
+
+        if (args_has(&ctl->args, "text") || om_json_check(om_span_of(value), OM_DEPTH_MAX - 4, NULL) < 0) {
+                om_buf_json_span(&quoted, om_span_of(value));
+                value = ctl_text(&quoted);
+        }
+        r = value ? call_key(ctl, "config.set", value, &answer, &text) : ctl_fail(ctl, CTL_FAILED, "out of memory");
+        if (r == 0) {
+                ctl_say(ctl, "%s = %s", args_text(&ctl->args, "key"), value);
+        }
+        free(answer);
+        om_buf_deinit(&quoted);
+        return r;
+}
+
+int cmd_config_list(struct ctl *ctl) {
+        static const struct table_column columns[] = { { .title = "KEY", .keep = true }, { .title = "VALUE" } };
+        struct om_buf params = OM_BUF_INIT;
+        struct om_span text;
+        char *answer = NULL;
+        int r;
+
+        om_buf_putc(&params, '{');
+        ctl_put_text(&params, "prefix", args_text(&ctl->args, "prefix"));
+        om_buf_putc(&params, '}');
+        r = ctl_call_buf(ctl, "config.list", &params, &answer, &text);
+        if (r == 0) {
+                struct om_json_value config = doc_get(doc_root(text), "config");
+                struct doc_each each = doc_each(config);
+                struct table table;
+
+                table_init(&table, columns, 2);
+                if (ctl->format == FORMAT_JSON) {
+                        view_put_json(ctl, config);
+                        each.end = true;
+                } else if (ctl->format == FORMAT_TREE) {
+                        view_put_tree(ctl, config);
+                        each.end = true;
+                } else if (ctl->format == FORMAT_TABLE && doc_count(config) == 0) {
+                        ctl_say(ctl, "No settings.");
+                }
+                while (doc_next(&each)) {
+                        if (ctl->format == FORMAT_COMPACT) {
+                                view_put_raw(&ctl->out, each.key);
+                                om_buf_putc(&ctl->out, '\t');
+                                view_put_raw(&ctl->out, each.value);
+                                om_buf_putc(&ctl->out, '\n');
+                        } else {
+                                struct om_arena arena = { 0 };
+                                struct om_buf line = OM_BUF_INIT;
+
+                                table_add(&table, doc_text(each.key, &arena), STYLE_NAME);
+                                doc_put_line(&line, each.value, 0);
+                                table_add(&table, om_buf_span(&line), STYLE_NONE);
+                                om_buf_deinit(&line);
+                                om_arena_deinit(&arena);
+                        }
+                }
+                table_put(ctl, &ctl->out, &table, ctl->width);
+                table_deinit(&table);
+        }
+        free(answer);
+        return r;
+}
+
+int cmd_config_delete(struct ctl *ctl) {
+        struct om_span text;
+        char *answer = NULL;
+        int r = ctl_confirm(ctl, "Delete the setting %s?", args_text(&ctl->args, "key"));
+
+        r = r ? r : call_key(ctl, "config.delete", NULL, &answer, &text);
+        if (r == 0 && !doc_true(doc_get(doc_root(text), "deleted"))) {
+                r = ctl_fail(ctl, CTL_NOT_FOUND, "no setting \"%s\"", args_text(&ctl->args, "key"));
+        } else if (r == 0) {
+                ctl_say(ctl, "Deleted %s.", args_text(&ctl->args, "key"));
+        }
+        free(answer);
+        return r;
+}

@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The methods of tasks: their table, and those that ask the storage for result records. task.publish is in methods_publish.c; ack, fail and
+ * extend are in methods_ack.c. Called by session.c. Loop thread.
+ */
+#include "../backends/registry.h"
+#include "methods.h"
+#include "methods_task.h"
+#include "results.h"
+
+enum { WAIT_MAX_MS = 86400000, SEARCH_TEXT_MAX = 4096, FILTER_MAX = 64 << 10 };
+
+static void task_get(struct om_request *req, struct om_span params) {
+        struct om_json_member members[] = {
+                { .name = "id", .types = OM_JSON_STRING, .required = true },
+                { .name = "agent", .types = OM_JSON_STRING },
+                { .name = "wait_ms", .types = OM_JSON_NUMBER },
+                { .name = NULL },
+        };
+        struct om_span id = OM_SPAN_NONE, agent = OM_SPAN_NONE;
+        struct om_arena arena = { 0 };
+        struct om_error e = OM_ERROR_INIT;
+        int64_t wait_ms = 0;
+        int r = om_json_members(params, "params", members, &e);
+
+        if (r == 0)
+                r = om_param_name(&members[0], &arena, &id, &e);
+        if (r == 0)
+                r = om_param_name(&members[1], &arena, &agent, &e);
+        if (r == 0)
+                r = om_param_int(&members[2], 0, WAIT_MAX_MS, &wait_ms, &e);
+        if (r == 0)
+                om_results_get(req->core->results, req, id, agent, wait_ms);
+        else
+                om_request_error(req, &e);
+        om_arena_deinit(&arena);
+}
+
+/* -- lists ---------------------------------------------------------------------------------------------------------------------- */
+
+static void listed(struct om_call *c, int status, const struct om_error *e) {
+        struct om_buf *b;
+
+        if (status < 0) {
+                om_call_fail(c, e);
+                return;
+        }
+        b = om_request_begin(c->req);
+        if (!b) {
+                om_call_free(c);
+                return;
+        }
+        om_buf_lit(b, "{\"tasks\":[");
+        for (size_t i = 0; i < c->list.n; i++) {
+                if (i)
+                        om_buf_putc(b, ',');
+                om_buf_put_span(b, c->list.entries[i].value);
+        }
+        om_buf_putc(b, ']');
+        om_put_cursor(b, c->list.next_cursor);
+        om_buf_putc(b, '}');
+        om_call_end(c);
+}
+
+static int read_status(const struct om_json_member *m, struct om_span *ret, struct om_error *e) {
+        if (!m->value.type)
+                return 0;
+        *ret = om_json_string_is(m->value, "completed") ? OM_SPAN("completed")
+                : om_json_string_is(m->value, "failed") ? OM_SPAN("failed")
+                                                        : OM_SPAN_NONE;
+        return ret->p ? 0 : om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "status: must be \"completed\" or \"failed\"");
+}
+
+static int read_list(struct om_span params, struct om_call *c, struct om_error *e) {
+        struct om_json_member members[] = {
+                { .name = "limit", .types = OM_JSON_NUMBER },
+                { .name = "cursor", .types = OM_JSON_STRING },
+                { .name = "topic", .types = OM_JSON_STRING },
+                { .name = "agent", .types = OM_JSON_STRING },
+                { .name = "status", .types = OM_JSON_STRING },
+                { .name = "since", .types = OM_JSON_NUMBER },
+                { .name = "until", .types = OM_JSON_NUMBER },
+                { .name = NULL },
+        };
+        int r = om_json_members(params, "params", members, e);
+
+        if (r == 0)
+                r = om_param_limit(&members[0], &c->list.limit, e);
+        if (r == 0)
+                r = om_param_cursor(&members[1], &c->arena, &c->list.cursor, e);
+        if (r == 0)
+                r = om_param_topic(&members[2], &c->arena, &c->list.topic, e);
+        if (r == 0)
+                r = om_param_name(&members[3], &c->arena, &c->list.name, e);
+        if (r == 0)
+                r = read_status(&members[4], &c->list.status, e);
+        if (r == 0)
+                r = om_param_time(&members[5], &c->list.since_ms, e);
+        if (r == 0)
+                r = om_param_time(&members[6], &c->list.until_ms, e);
+        return r;
+}
+
+static void list_with(struct om_request *req, struct om_span params, int (*read)(struct om_span, struct om_call *, struct om_error *)) {
+        struct om_call *c = om_call_new(req->core, req, OM_CALL_STORE_LIST, listed);
+        struct om_error e = OM_ERROR_INIT;
+
+        if (!c)
+                return;
+        c->list.kind = OM_STORE_RESULTS;
+        if (read(params, c, &e) < 0)
+                om_call_fail(c, &e);
+        else
+                om_call_start(c);
+}
+
+static void task_list(struct om_request *req, struct om_span params) { list_with(req, params, read_list); }
+
+/* -- search --------------------------------------------------------------------------------------------------------------------- */
+
+static int can_search(const struct om_core *core, struct om_error *e) {
+        struct om_buf others = OM_BUF_INIT;
+        int r;
+
+        if (core->store_ops->capabilities & OM_STORE_SEARCH)
+                return 0;
+        for (const struct om_backend_entry *entry = om_stores; entry->name; entry++)
+                if (entry->store && (entry->store->capabilities & OM_STORE_SEARCH))
+                        om_buf_printf(&others, "%s%s", others.len ? ", " : "", entry->name);
+        r = om_error_set(e, OM_UNSUPPORTED, "the storage \"%s\" has no search%s%.*s; `omnictl backends` shows which have",
+                core->store_ops->name, others.len ? "; these have: " : "", OM_PRI(om_buf_span(&others)));
+        om_buf_deinit(&others);
+        return r;
+}
+
+static int read_search(struct om_span params, struct om_call *c, struct om_error *e) {
+        struct om_json_member members[] = {
+                { .name = "text", .types = OM_JSON_STRING },
+                { .name = "filter", .types = OM_JSON_OBJECT },
+                { .name = "limit", .types = OM_JSON_NUMBER },
+                { .name = "cursor", .types = OM_JSON_STRING },
+                { .name = NULL },
+        };
+        int r = om_json_members(params, "params", members, e);
+
+        if (r == 0)
+                r = can_search(c->core, e);
+        if (r == 0 && !members[0].value.type && !members[1].value.type)
+                r = om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "params: `text` or `filter` must be there");
+        if (r == 0)
+                r = om_param_text(&members[0], SEARCH_TEXT_MAX, &c->arena, &c->list.text, e);
+        if (r == 0 && members[1].value.type) {
+                if (members[1].value.text.len > FILTER_MAX)
+                        return om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "filter: larger than %d bytes", FILTER_MAX);
+                c->list.filter = om_call_copy(c, members[1].value.text);
+        }
+        if (r == 0)
+                r = om_param_limit(&members[2], &c->list.limit, e);
+        if (r == 0)
+                r = om_param_cursor(&members[3], &c->arena, &c->list.cursor, e);
+        return r;
+}
+
+static void task_search(struct om_request *req, struct om_span params) { list_with(req, params, read_search); }
+
+/* -- delete --------------------------------------------------------------------------------------------------------------------- */
+
+static void deleted(struct om_call *c, int status, const struct om_error *e) {
+        struct om_buf *b;
+
+        if (status < 0) {
+                om_call_fail(c, e);
+                return;
+        }
+        b = om_request_begin(c->req);
+        if (!b) {
+                om_call_free(c);
+                return;
+        }
+        om_buf_lit(b, "{\"deleted\":");
+        om_buf_u64(b, c->remove.ret_n);
+        om_buf_putc(b, '}');
+        om_call_end(c);
+}
+
+static void task_delete(struct om_request *req, struct om_span params) {
+        struct om_json_member members[] = {
+                { .name = "id", .types = OM_JSON_STRING, .required = true },
+                { .name = NULL },
+        };
+        struct om_call *c = om_call_new(req->core, req, OM_CALL_STORE_DELETE, deleted);
+        struct om_error e = OM_ERROR_INIT;
+        int r;
+
+        if (!c)
+                return;
+        c->remove.kind = OM_STORE_RESULTS;
+        r = om_json_members(params, "params", members, &e);
+        if (r == 0)
+                r = om_param_name(&members[0], &c->arena, &c->remove.key, &e);
+        if (r < 0)
+                om_call_fail(c, &e);
+        else
+                om_call_start(c);
+}
+
+const struct om_method om_task_methods[] = {
+        { "task.publish", om_task_publish },
+        { "task.get", task_get },
+        { "task.list", task_list },
+        { "task.search", task_search },
+        { "task.delete", task_delete },
+        { "task.ack", om_task_ack },
+        { "task.fail", om_task_fail },
+        { "task.extend", om_task_extend },
+        { NULL, NULL },
+};
