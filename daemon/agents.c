@@ -19,7 +19,7 @@
  */
 #include <errno.h>
 #include <stdlib.h>
-#include <uthash.h>
+#include "hash.h"
 
 #include "agents.h"
 #include "log.h"
