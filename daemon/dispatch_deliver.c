@@ -128,14 +128,19 @@ static void write_task(struct om_buf *b, struct om_lease *lease, uint64_t now_ns
         lease->delivered_ns = now_ns;
 }
 
-static void count_delivered(struct om_group *g, const struct om_lease *lease) {
+/* After the frame: who watches may be the very session that it is written to. */
+static void count_delivered(struct om_subscription *sub, struct om_lease *lease) {
+        const struct om_group *g = sub->group;
         struct om_watch *w = g->d->core->watch;
 
-        if (g->topic_metrics)
-                g->topic_metrics->delivered++;
-        if (om_watch_mask(w) & OM_EVENT_DELIVER)
-                om_watch_emit(w, OM_EVENT_DELIVER,
-                        &(struct om_watch_event){ .topic = g->topic, .agent = g->agent, .id = om_record_id(lease->delivery->record) });
+        for (; lease != sub->fresh && !sub->ended; lease = lease->sub_next) {
+                if (g->topic_metrics)
+                        g->topic_metrics->delivered++;
+                if (om_watch_mask(w) & OM_EVENT_DELIVER)
+                        om_watch_emit(w, OM_EVENT_DELIVER,
+                                &(struct om_watch_event){
+                                        .topic = g->topic, .agent = g->agent, .id = om_record_id(lease->delivery->record) });
+        }
 }
 
 static void write_frame(struct om_subscription *sub, struct om_buf *b) {
@@ -150,7 +155,6 @@ static void write_frame(struct om_subscription *sub, struct om_buf *b) {
                 if (lease != sub->fresh)
                         om_buf_putc(b, ',');
                 write_task(b, lease, now_ns);
-                count_delivered(sub->group, lease);
                 lease = lease->sub_next;
                 if (lease && b->len - start + lease->delivery->record.len > FRAME_BYTES)
                         break;
@@ -190,6 +194,7 @@ static void write_revoked(struct om_subscription *sub) {
 
 void om_subscription_write(struct om_subscription *sub) {
         struct om_session *s = sub->client->session;
+        struct om_lease *first;
         struct om_buf *b;
 
         if (sub->revoked.len)
@@ -204,9 +209,11 @@ void om_subscription_write(struct om_subscription *sub) {
                 b = om_session_begin(s, "task.deliver");
                 if (!b)
                         return; /* it is closing, and its leases with it */
+                first = sub->fresh;
                 write_frame(sub, b);
                 if (om_session_end(s) < 0)
                         return;
+                count_delivered(sub, first);
         }
         om_metrics_changed(sub->group->d->core->metrics);
 }
