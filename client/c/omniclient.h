@@ -246,7 +246,7 @@ OMNI_API const char *omni_task_tenant_id(const omni_task *task);
 OMNI_API const char *omni_task_traceparent(const omni_task *task);
 OMNI_API const char *omni_task_headers(const omni_task *task); /* JSON text */
 OMNI_API const char *omni_task_webhook(const omni_task *task); /* JSON text */
-OMNI_API double omni_task_created_at(const omni_task *task);   /* Unix seconds */
+OMNI_API double omni_task_created_at(const omni_task *task);   /* Unix seconds; 0: unknown */
 OMNI_API int omni_task_attempt(const omni_task *task);         /* 1 for the first */
 OMNI_API int omni_task_priority(const omni_task *task);
 OMNI_API int omni_task_lost(
