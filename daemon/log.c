@@ -52,6 +52,8 @@ void om_log_open(enum om_log_target target, enum om_level max_level) {
         const char *term = getenv("TERM"), *no_colour = getenv("NO_COLOR");
 
         to_journal = target == OM_LOG_JOURNAL || (target == OM_LOG_AUTO && stderr_is_journal());
+        /* sd_journal_sendv() reports success where no journal runs: the line would be lost. */
+        to_journal = to_journal && access("/run/systemd/journal/socket", W_OK) == 0;
         terminal = isatty(STDERR_FILENO);
         colour = terminal && !(no_colour && *no_colour) && term && strcmp(term, "dumb") != 0;
         om_log_set_level(max_level);
@@ -129,7 +131,7 @@ static void put_level(struct om_buf *out, enum om_level level) {
                 [OM_LOG_DEBUG] = { "debug  ", "\033[2m" },
         };
 
-        if (colour && *looks[level].colour)
+        if (colour && looks[level].colour && *looks[level].colour)
                 om_buf_printf(out, "%s%s\033[0m ", looks[level].colour, looks[level].word);
         else
                 om_buf_printf(out, "%s ", looks[level].word);

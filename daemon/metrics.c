@@ -19,7 +19,7 @@
 #include "log.h"
 #include "metrics.h"
 
-enum { CELLS_MAX = 50000, SNAPSHOT_BATCH = 500 };
+enum { CELLS_MAX = 50000, SNAPSHOT_BATCH = 500, N_BUCKETS = sizeof((struct om_histogram *) 0)->buckets / sizeof(uint32_t) };
 
 struct topic_cell {
         struct om_topic_metrics now, saved;
@@ -56,15 +56,15 @@ static unsigned bucket_of(uint64_t us) {
                 return (unsigned) us;
         log2 = 63 - (unsigned) __builtin_clzll(us);
         index = (log2 - 3) * 16 + (unsigned) (us >> (log2 - 4) & 15);
-        return index < sizeof((struct om_histogram *) 0)->buckets / sizeof(uint32_t)
-                ? index
-                : sizeof((struct om_histogram *) 0)->buckets / sizeof(uint32_t) - 1;
+        return index < N_BUCKETS ? index : N_BUCKETS - 1;
 }
 
-/* The largest value that falls into a bucket. */
+/* The largest value that falls into a bucket; the last one takes whatever is larger. */
 static uint64_t bucket_top(unsigned index) {
         unsigned log2 = index / 16 + 3;
 
+        if (index == N_BUCKETS - 1)
+                return UINT64_MAX;
         if (index < 16)
                 return index;
         return ((uint64_t) (16 + index % 16 + 1) << (log2 - 4)) - 1;
@@ -86,7 +86,7 @@ uint64_t om_histogram_quantile(const struct om_histogram *h, double q) {
         rank = (uint64_t) (q * (double) h->n);
         if ((double) rank < q * (double) h->n || rank == 0)
                 rank++;
-        for (unsigned i = 0; i < sizeof h->buckets / sizeof *h->buckets; i++) {
+        for (unsigned i = 0; i < N_BUCKETS; i++) {
                 seen += h->buckets[i];
                 if (seen >= rank)
                         return bucket_top(i) < h->max_us ? bucket_top(i) : h->max_us;

@@ -117,7 +117,7 @@ static bool one_slip(const char *a, const char *b) {
         if (!*a && !*b)
                 return false;
         return (*a && *b && strcmp(a + 1, b + 1) == 0) || (*a && strcmp(a + 1, b) == 0) || (*b && strcmp(a, b + 1) == 0) ||
-                (a[0] && a[1] && a[0] == b[1] && a[1] == b[0] && strcmp(a + 2, b + 2) == 0);
+                (a[0] && a[1] && b[0] && a[0] == b[1] && a[1] == b[0] && strcmp(a + 2, b + 2) == 0);
 }
 
 int om_settings_unknown(struct om_settings_more *m, const char *name, bool strict, bool warn, const char *where, struct om_error *e) {

@@ -280,7 +280,7 @@ static const struct option call_options[] = {
         { .name = "method", .value = "METHOD", .type = OPT_TEXT, MUST, .help = "the method's name, such as task.publish" },
         { .name = "params",
                 .value = "PARAMS",
-                .type = OPT_JSON,
+                .type = OPT_TEXT,
                 MAY,
                 .help = "a JSON object (default {}); - reads it from standard input" },
         END,

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef OM_MEMORY_BACKENDS_H
+#define OM_MEMORY_BACKENDS_H
+/*
+ * A bus and a storage in memory for tests of the daemon's core: `membus:` and `memstore:`. They complete a turn later, write down in
+ * which order things took effect, and fail where they are told to. Loop thread.
+ */
+#include "../../backends/bus.h"
+#include "../../backends/store.h"
+
+enum { FAKE_LOG_MAX = 1 << 16 };
+
+struct mem_faults {
+        int publish_refuse, settle_refuse, put_refuse; /* returned by the call; -ENOBUFS until mem_room() */
+        int publish_fail, settle_fail, put_fail;       /* completes with it */
+        int settle_outcome, put_outcome;               /* of one item: */
+        const char *settle_outcome_id;                 /* the task it is about */
+        bool publish_hold, settle_hold, put_hold;      /* not completed until mem_release() */
+};
+struct mem {
+        struct mem_faults faults;
+        unsigned capabilities;  /* of the bus; taken over by mem_use() */
+        char log[FAKE_LOG_MAX]; /* "put ID;publish ID;ack ID;retry ID;dead ID;release ID;want AGENT N;batch PUT|SETTLE|PUBLISH N;" */
+        size_t log_len;
+        unsigned max_out; /* deliveries out at once, the most that there were */
+        unsigned out;
+        unsigned puts, settles, publishes, cancels, subscribes, unsubscribes;
+};
+extern struct mem mem;
+
+/* Registers both with the registry and forgets everything of a former test. */
+void mem_use(unsigned bus_capabilities);
+void mem_release(void); /* completes what is held */
+void mem_bus_state(enum om_bus_state state);
+void mem_revoke(const char *task_id); /* the bus gives it to somebody else */
+unsigned mem_waiting(const char *topic, const char *agent);
+unsigned mem_dead(const char *topic, const char *agent);
+void mem_log_clear(void);
+/* Whether the text stands in the log, and whether `first` stands before `then`. */
+bool mem_logged(const char *text);
+bool mem_before(const char *first, const char *then);
+
+#endif
