@@ -72,9 +72,10 @@ static void give(struct om_group *g, struct om_subscription *sub, unsigned n) {
 }
 
 static void hand_out(struct om_group *g) {
+        unsigned share = g->n_free ? (g->waiting.n + g->n_free - 1) / g->n_free : 0;
+
         while (g->waiting.first && g->free_first) {
                 struct om_subscription *sub = g->free_first;
-                unsigned share = (g->waiting.n + g->n_free - 1) / g->n_free;
 
                 if (!om_session_can_deliver(sub->client->session)) {
                         sub->blocked = true;

@@ -213,7 +213,7 @@ static void count_settled(struct om_lease *lease) {
 /* -- stages ---------------------------------------------------------------------------------------------------------------- */
 
 static struct om_lease *lease_of_save(struct om_result_save *save) {
-        return (struct om_lease *) ((char *) save - offsetof(struct om_lease, save));
+        return (void *) ((char *) save - offsetof(struct om_lease, save));
 }
 
 static void saved(struct om_result_save *save, int status, const struct om_error *error) {
@@ -257,7 +257,7 @@ static void stage_save(struct om_lease *lease, struct om_span result) {
 }
 
 static void outputs_published(struct om_publish_ticket *ticket) {
-        struct om_outputs *o = (struct om_outputs *) ((char *) ticket - offsetof(struct om_outputs, ticket));
+        struct om_outputs *o = (void *) ((char *) ticket - offsetof(struct om_outputs, ticket));
         struct om_error e;
 
         for (size_t i = 0; i < o->n; i++) {

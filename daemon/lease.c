@@ -92,6 +92,8 @@ void om_leases_deinit(struct om_dispatch *d) {
         }
         d->slabs = NULL;
         d->free_leases = NULL;
+        if (d->extend_timer)
+                event_free(d->extend_timer);
 }
 
 /* -- numbers ------------------------------------------------------------------------------------------------------------- */

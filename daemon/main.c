@@ -30,7 +30,8 @@
 #include "session.h"
 
 enum { EXIT_RUNTIME = 1, EXIT_SETTINGS = 2 };
-enum { READY_WAIT_MS = 5000, OTHER_FILES = 1024 /* descriptors for all but clients' connections */ };
+enum { READY_WAIT_MS = 5000 };
+enum { OTHER_FILES = 1024, LEAST_OTHER_FILES = 64 }; /* descriptors for all but clients' connections: asked for, kept */
 
 struct daemon {
         struct om_settings *settings;
@@ -44,6 +45,7 @@ struct daemon {
 
         struct om_post ready, stopped;
         uint64_t started_ns;
+        unsigned max_connections; /* the setting, or what the limit of open files leaves of it */
         bool is_ready, stopping;
 };
 static struct daemon the_daemon = { .signal_fd = -1 };
@@ -98,20 +100,24 @@ static enum om_log_target target_of(const char *word) {
         return strcmp(word, "journal") == 0 ? OM_LOG_JOURNAL : strcmp(word, "stderr") == 0 ? OM_LOG_STDERR : OM_LOG_AUTO;
 }
 
-/* Room for MAX_CONNECTIONS, as far as the system gives it. */
-static void raise_file_limit(const struct om_settings *s) {
-        rlim_t wanted = (rlim_t) s->max_connections + OTHER_FILES;
+/* Room for MAX_CONNECTIONS, as far as the system gives it. Some descriptors are kept from clients: bus and storage open files too. */
+static void raise_file_limit(struct daemon *d) {
+        rlim_t wanted = (rlim_t) d->settings->max_connections + OTHER_FILES;
         struct rlimit limit;
 
+        d->max_connections = (unsigned) d->settings->max_connections;
         if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= wanted)
                 return;
-        limit.rlim_cur = wanted;
-        if (limit.rlim_max >= wanted || setrlimit(RLIMIT_NOFILE, &(struct rlimit){ wanted, wanted }) < 0) {
-                if (limit.rlim_max < wanted)
-                        limit.rlim_cur = limit.rlim_max;
-                if (setrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur < wanted)
-                        om_log(OM_LOG_WARNING, "MAX_CONNECTIONS %" PRId64 " needs %ju open files; the system allows %ju",
-                                s->max_connections, (uintmax_t) wanted, (uintmax_t) limit.rlim_cur);
+        if (setrlimit(RLIMIT_NOFILE, &(struct rlimit){ wanted, limit.rlim_max > wanted ? limit.rlim_max : wanted }) == 0)
+                return;
+        if (setrlimit(RLIMIT_NOFILE, &(struct rlimit){ limit.rlim_max, limit.rlim_max }) == 0)
+                limit.rlim_cur = limit.rlim_max;
+        if (limit.rlim_cur < d->max_connections + LEAST_OTHER_FILES) {
+                d->max_connections = limit.rlim_cur > 2 * LEAST_OTHER_FILES ? (unsigned) limit.rlim_cur - LEAST_OTHER_FILES
+                                                                            : (unsigned) limit.rlim_cur / 2;
+                om_log(OM_LOG_WARNING,
+                        "MAX_CONNECTIONS is %" PRId64 ", but the system allows %ju open files: more than %u connections are refused",
+                        d->settings->max_connections, (uintmax_t) limit.rlim_cur, d->max_connections);
         }
 }
 
@@ -140,7 +146,7 @@ static int reload(struct om_core *core, const char ***ret_changed, const char **
         om_settings_swap(d->settings, next);
         om_settings_free(next);
         om_log_set_level(level_of(d->settings->log_level));
-        raise_file_limit(d->settings);
+        raise_file_limit(d);
         log_notes(d->settings);
         om_log(OM_LOG_NOTICE, "settings reloaded");
         log_names("changed: ", *ret_changed);
@@ -229,7 +235,7 @@ static int on_accept(void *ctx, int fd) { return om_session_new(((struct daemon 
 static unsigned room(void *ctx, unsigned *ret_max) {
         const struct daemon *d = ctx;
 
-        *ret_max = (unsigned) d->settings->max_connections;
+        *ret_max = d->max_connections;
         return d->core->n_sessions < *ret_max ? *ret_max - d->core->n_sessions : 0;
 }
 
@@ -317,7 +323,7 @@ static int serve(struct daemon *d) {
         d->started_ns = om_clock_ns();
         om_log_open(target_of(d->settings->log_target), level_of(d->settings->log_level));
         log_notes(d->settings);
-        raise_file_limit(d->settings);
+        raise_file_limit(d);
         r = start(d, &e);
         if (r < 0) {
                 complain(&e, NULL);
