@@ -198,8 +198,6 @@ static int local_close(struct om_bus *b, struct om_op *op, struct om_error *e) {
         return 0;
 }
 
-static void local_destroy(struct om_bus *b) { bus_free(b); }
-
 /* -- operations ------------------------------------------------------------------------------------------------------------------ */
 
 static int local_publish(struct om_bus *b, struct om_bus_publish *op, struct om_error *e) {
@@ -466,6 +464,17 @@ static void sub_free(struct om_bus_sub *s) {
                 slab_unref(d->slab);
         }
         free(s);
+}
+
+/* After close: groups that were still served, with what was out, end here. */
+static void local_destroy(struct om_bus *b) {
+        while (b->subs) {
+                struct om_bus_sub *s = b->subs;
+
+                b->subs = s->next;
+                sub_free(s);
+        }
+        bus_free(b);
 }
 
 static void run_batch(struct om_bus *b, struct batch *batch) {
