@@ -145,6 +145,8 @@ static int local_open(
 
         if (!b)
                 return om_error_set_errno(e, ENOMEM, "embedded bus");
+        if (!om_local_seed)
+                om_local_seed = om_random_u64() | 1;
         b->host = host;
         b->events = events;
         b->core = core;
