@@ -229,8 +229,7 @@ START_TEST(test_a_release_comes_back_at_once_uncounted) {
         expect(g, 0, 3);
         ck_assert_int_eq(bus_settle(g, 0, 3, OM_RELEASE, 0), 0);
         reopen();
-        free(g->got);
-        free(g);
+        bus_forget(g);
         g = serve("t", "a");
         expect(g, 0, 3);
         for (int i = 0; i < 3; i++)
@@ -247,8 +246,7 @@ START_TEST(test_a_delivery_interrupted_by_a_close_counts_as_an_attempt) {
         expect(g, 0, 1);
         bus_run(&u, 120); /* the mark reaches the disk by itself */
         reopen();
-        free(g->got);
-        free(g);
+        bus_forget(g);
         g = serve("t", "a");
         expect(g, 0, 2);
         ck_assert_uint_eq(g->got[0]->attempt, 2);
@@ -259,8 +257,7 @@ START_TEST(test_a_delivery_interrupted_by_a_close_counts_as_an_attempt) {
         ck_assert_uint_eq(g->got[0]->attempt, 3);
         bus_run(&u, 120);
         reopen(); /* a retry that was out is counted too */
-        free(g->got);
-        free(g);
+        bus_forget(g);
         g = serve("t", "a");
         expect(g, 0, 1);
         ck_assert_uint_eq(g->got[0]->attempt, 4);
@@ -355,6 +352,8 @@ START_TEST(test_a_dead_task_is_in_the_dead_letters_and_replay_gives_it_back_to_t
         ack_all(a);
         ck_assert_uint_eq(DEPTH("t"), 0);
         reopen();
+        bus_forget(a);
+        bus_forget(b);
         ck_assert_uint_eq(bus_group_row(&u, "t", "a").dead, 3);
         ck_assert_uint_eq(letters("t", "a", 2, id), 2);
         ck_assert_uint_eq(letters("t", "a", 0, id), 3);
@@ -627,8 +626,7 @@ START_TEST(test_kept_tasks_can_be_replayed_from_the_first_and_from_a_time_and_go
         ack_all(g);
         ck_assert_uint_eq(DEPTH("t"), 0);
         reopen();
-        free(g->got);
-        free(g);
+        bus_forget(g);
         g = serve("t", "a");
         expect_nothing(g);
         ck_assert_int_eq(bus_change(&u, &c), 0);
