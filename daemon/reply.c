@@ -6,7 +6,9 @@
  * (they write too). Only when the socket did not take all is it watched for room.
  *
  * What is always true:
- *   - one reply or notification is being written at a time, in the daemon as a whole: begin and end stand in one function;
+ *   - one reply or notification is being written at a time, in the daemon as a whole: begin and end stand in one function, and nothing that
+ *     may write stands between them. A frame written into another would be a broken connection with no trace of the reason, hence the
+ *     assertions;
  *   - unsent output is bounded: above session_output_bytes the session is read no further and gets no deliveries, and when it is above by a
  *     whole frame as well, large replies become an error `limit`. What is left are small replies of at most OM_IN_FLIGHT requests;
  *   - a session is above its limit until less than half of it is unsent, so that it is not stopped and started for every frame;
@@ -14,6 +16,7 @@
  *
  * Requests come from a free list: at the pace of the hot path nothing is allocated. Called by methods, dispatch, watch. Loop thread.
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -196,6 +199,7 @@ struct om_buf *om_request_begin(struct om_request *req) {
 
         if (!s || req->notification || s->state == OM_SESSION_CLOSED)
                 return NULL;
+        assert(!s->pool->writing);
         om_session_spare_take(s->pool, &s->out);
         s->pool->writing = s;
         s->pool->mark = om_rpc_begin_result(&s->out, id_of(req));
@@ -248,6 +252,7 @@ void om_request_ok(struct om_request *req) {
 }
 
 void om_session_put_error(struct om_session *s, struct om_span id, const struct om_error *e) {
+        assert(!s->pool->writing);
         s->pool->counters->errors++;
         if (s->state == OM_SESSION_CLOSED)
                 return;
@@ -295,6 +300,7 @@ void om_request_error_data(struct om_request *req, const struct om_error *e, str
 struct om_buf *om_session_begin(struct om_session *s, const char *method) {
         if (s->state != OM_SESSION_OPEN)
                 return NULL;
+        assert(!s->pool->writing);
         om_session_spare_take(s->pool, &s->out);
         s->pool->writing = s;
         s->pool->mark = om_rpc_begin_notification(&s->out, method);
@@ -306,6 +312,16 @@ int om_session_end(struct om_session *s) {
 
         s->pool->writing = NULL;
         return appended(s, om_rpc_end(&s->out, s->pool->mark, max));
+}
+
+int om_session_append(struct om_session *s, struct om_span frames, unsigned n) {
+        assert(!s->pool->writing);
+        if (s->state != OM_SESSION_OPEN)
+                return -ENOTCONN;
+        om_session_spare_take(s->pool, &s->out);
+        om_buf_put_span(&s->out, frames);
+        s->pool->counters->frames_out += n - 1;
+        return appended(s, 0);
 }
 
 bool om_session_can_deliver(const struct om_session *s) { return s->state == OM_SESSION_OPEN && !s->above; }
