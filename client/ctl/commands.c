@@ -619,7 +619,8 @@ const struct command ctl_commands[] = {
                 .options = config_list,
                 .flags = CMD_READS,
                 .run = cmd_config_list,
-                .about = "All settings, or those whose names begin with PREFIX.",
+                .about = "All settings, or those whose names begin with PREFIX. The table leaves out the daemon's own, which begin with "
+                         "\"_\", unless PREFIX asks for them.",
                 .examples = EXAMPLES({ "config list", "all" }) },
         { .path = "config delete",
                 .summary = "delete it",

@@ -244,6 +244,20 @@ static void put_field(struct ctl *ctl, const struct view_column *c, struct om_js
         om_buf_deinit(&safe);
 }
 
+/* Whether a record's field is worth a line. null is, where any value may stand: a result can be null. */
+static bool worth_a_line(struct om_json_value v, enum view_kind kind) {
+        switch (v.type) {
+        case OM_JSON_NULL:
+                return kind == VIEW_JSON;
+        case OM_JSON_FALSE:
+                return kind != VIEW_YES;
+        case OM_JSON_ARRAY:
+                return kind != VIEW_LIST || doc_count(v) > 0;
+        default:
+                return v.type != 0;
+        }
+}
+
 void view_record(struct ctl *ctl, struct om_span text, const struct view_column *columns) {
         struct om_json_value root = doc_root(text);
         unsigned title_width = 0;
@@ -254,12 +268,12 @@ void view_record(struct ctl *ctl, struct om_span text, const struct view_column 
         for (const struct view_column *c = columns; c->title; c++) {
                 unsigned w = text_width(om_span_of(c->title));
 
-                title_width = doc_there(doc_get(root, c->path)) && w > title_width ? w : title_width;
+                title_width = worth_a_line(doc_get(root, c->path), c->kind) && w > title_width ? w : title_width;
         }
         for (const struct view_column *c = columns; c->title; c++) {
                 struct om_json_value v = doc_get(root, c->path);
 
-                if (v.type && (v.type != OM_JSON_NULL || c->kind == VIEW_JSON) && !(v.type == OM_JSON_FALSE && c->kind == VIEW_YES)) {
+                if (worth_a_line(v, c->kind)) {
                         put_field(ctl, c, v, title_width);
                 }
         }
