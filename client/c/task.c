@@ -463,7 +463,7 @@ int omni_task_ack_publish(omni_task *t, const char *result_json, size_t result_l
         c->open_ack = call;
         if (!entry) {
                 omc_task_free(t);
-                return out_of_memory(c);
+                return out_of_memory(c); /* what the batch has so far is told that it is stale */
         }
         struct om_buf *b = &call->frame;
         size_t mark = b->len;
@@ -480,7 +480,10 @@ int omni_task_ack_publish(omni_task *t, const char *result_json, size_t result_l
                 bool memory = !om_buf_ok(b);
                 b->failed = false; /* what stood there before still does */
                 b->len = mark;
-                call->n_entries--;
+                if (--call->n_entries == 0) { /* a request about nothing is none */
+                        omc_call_free(c, call);
+                        c->open_ack = NULL;
+                }
                 if (memory)
                         return out_of_memory(c);
                 int failed = fail_delivery(c, delivery, e.message, "invalid_result", -1, true);
