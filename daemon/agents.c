@@ -19,7 +19,7 @@
  */
 #include <errno.h>
 #include <stdlib.h>
-#include <uthash.h>
+#include "hash.h"
 
 #include "agents.h"
 #include "log.h"
@@ -407,9 +407,10 @@ static int read_config(struct om_call *c, struct om_span text, struct om_agent_c
         int64_t prefetch = s->prefetch, retries = s->dlq_retry_limit;
         int r;
 
+        /* reclaim_idle_ms is off unless asked for: an agent may work as long as its connection lives. (The setting RECLAIM_IDLE is about
+         * daemons that died.) */
         *config = (struct om_agent_config){ .retry_backoff_ms = s->retry_backoff_ms,
                 .retry_backoff_max_ms = s->retry_backoff_max_ms,
-                .reclaim_idle_ms = s->reclaim_idle_ms,
                 .start = OM_START_DEFAULT,
                 .save_results = true };
         if (text.p && (r = om_json_members(text, "params.config", m, e)) < 0)

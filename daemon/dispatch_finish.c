@@ -409,6 +409,7 @@ static int held(struct om_ack *ack, int64_t number, struct om_lease **ret) {
 static void finishing(struct om_lease *lease, struct om_ack *ack, enum om_verdict verdict) {
         bool notification = ack->req->notification;
 
+        om_subscription_suspect(lease->sub, false);
         om_lease_unhold(lease);
         lease->state = OM_LEASE_FINISHING;
         lease->verdict = verdict;

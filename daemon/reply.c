@@ -99,7 +99,7 @@ static void session_flush(struct om_session *s) {
 void om_session_on_writable(evutil_socket_t fd, short what, void *ctx) { session_flush(ctx); }
 
 void om_session_flush_turn(struct om_turn_end *t) {
-        struct om_session_pool *p = (struct om_session_pool *) ((char *) t - offsetof(struct om_session_pool, flush));
+        struct om_session_pool *p = (void *) ((char *) t - offsetof(struct om_session_pool, flush));
         struct om_session *s;
 
         /* Once more to the end of the queue: the turn ends of others may write. */

@@ -436,7 +436,7 @@ void om_session_resume(struct om_session *s) {
 }
 
 static void on_work(struct om_post *post) {
-        struct om_session_pool *p = (struct om_session_pool *) ((char *) post - offsetof(struct om_session_pool, work));
+        struct om_session_pool *p = (void *) ((char *) post - offsetof(struct om_session_pool, work));
         struct om_session *s;
 
         p->posted = false;

@@ -3,18 +3,19 @@
  * The embedded bus as the core sees it: each call becomes a message to the bus thread, each turn of that thread comes back as one post.
  *
  * Always true:
- *   - inputs are copied into the message before a call returns; the bus thread reads nothing of the core's, and writes only outputs that are
- *     ours until done();
+ *   - inputs are copied into the message before a call returns; the bus thread reads nothing of the core's, and writes only outputs that
+ * are ours until done();
  *   - messages are answered in the order in which turns took them; within a post completions come before deliveries, so a subscribe() is
  *     complete before its first delivery;
- *   - want() costs an exchange of one word: at most one message a sub is under way, and it carries how many deliveries the core had got when
- *     it was said, so that those still on the way are not given twice;
+ *   - want() costs an exchange of one word: at most one message a sub is under way, and it carries how many deliveries the core had got
+ * when it was said, so that those still on the way are not given twice;
  *   - a sub and what was on its way to it are freed when the bus thread has let go of it, at the end of that post.
  *
  * Loop thread.
  */
 #include <errno.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "state.h"
@@ -58,8 +59,9 @@ static struct om_span put_span(char **p, struct om_span s) {
 static int task_check(const struct om_bus_task *t, struct om_error *e) {
         const struct om_task *task = t->task;
 
-        if (task->topic.len == 0 || task->topic.len > OM_TOPIC_MAX || task->id.len > OM_NAME_MAX || task->idempotency_key.len > OM_NAME_MAX ||
-                task->priority > OM_PRIORITY_MAX || task->ttl_ms < 0 || task->delay_ms < 0 || !t->record.p || t->record.len > UINT32_MAX / 2)
+        if (task->topic.len == 0 || task->topic.len > OM_TOPIC_MAX || task->id.len > OM_NAME_MAX ||
+                task->idempotency_key.len > OM_NAME_MAX || task->priority > OM_PRIORITY_MAX || task->ttl_ms < 0 || task->delay_ms < 0 ||
+                !t->record.p || t->record.len > UINT32_MAX / 2)
                 return om_error_set(e, OM_INVALID, "embedded bus: not a checked task");
         return 0;
 }
@@ -124,7 +126,8 @@ static int find_folder(struct om_bus *b, struct om_url *url, struct om_error *e)
         int r;
 
         if (url->n_hosts || url->user)
-                return om_error_set(e, OM_INVALID, "embedded bus: a folder is expected after \"local:\", as in local:/var/lib/omnidaemon/bus, not a host");
+                return om_error_set(e, OM_INVALID,
+                        "embedded bus: a folder is expected after \"local:\", as in local:/var/lib/omnidaemon/bus, not a host");
         if (url->path && url->path[0])
                 b->path = strdup(url->path);
         else if (asprintf(&b->path, "%s/bus", b->host->state_dir) < 0)
@@ -135,8 +138,8 @@ static int find_folder(struct om_bus *b, struct om_url *url, struct om_error *e)
         return r ? r : env_lock(b, e);
 }
 
-static int local_open(struct om_host *host, struct om_url *url, const struct om_bus_events *events, void *core, struct om_bus **ret,
-        struct om_error *e) {
+static int local_open(
+        struct om_host *host, struct om_url *url, const struct om_bus_events *events, void *core, struct om_bus **ret, struct om_error *e) {
         struct om_bus *b = calloc(1, sizeof *b);
         int r;
 
@@ -297,7 +300,7 @@ static int settle_measure(struct om_bus_settle *op, size_t *ret_bytes, size_t *r
 static int local_settle(struct om_bus *b, struct om_bus_settle *op, struct om_error *e) {
         struct publish_item *outputs;
         struct msg_settle *m;
-        size_t bytes, n_outputs;
+        size_t bytes = 0, n_outputs = 0;
         char *p;
         int r = settle_measure(op, &bytes, &n_outputs, e);
 
@@ -521,7 +524,8 @@ const struct om_bus_ops om_local_bus_ops = {
         .name = "local",
         .schemes = schemes,
         .doc = "Embedded: LMDB in a folder of this host, no server; one daemon a folder.",
-        .capabilities = OM_BUS_PRIORITY | OM_BUS_TTL | OM_BUS_DELAY | OM_BUS_KEYS | OM_BUS_PATTERNS | OM_BUS_DEDUPE | OM_BUS_EXACTLY_ONCE | OM_BUS_REPLAY,
+        .capabilities = OM_BUS_PRIORITY | OM_BUS_TTL | OM_BUS_DELAY | OM_BUS_KEYS | OM_BUS_PATTERNS | OM_BUS_DEDUPE | OM_BUS_EXACTLY_ONCE |
+                OM_BUS_REPLAY,
         .options = options,
         .lease_ms = 0,
         .open = local_open,

@@ -66,7 +66,7 @@ static int delete_topic(struct om_bus *b, struct msg_change *m) {
 
         if (l)
                 m->n_slice = l->depth + l->delayed;
-        HASH_ITER(hh_name, b->group_names, g, tmp) {
+        HASH_ITER (hh_name, b->group_names, g, tmp) {
                 if (g->topic_len != m->topic.len || memcmp(g->topic, m->topic.p, g->topic_len) != 0)
                         continue;
                 found |= !g->deleted || m->delete_dead_letters;

@@ -70,8 +70,9 @@ int env_lock(struct om_bus *b, struct om_error *e) {
                 if (r == EWOULDBLOCK && pread(fd, holder, sizeof holder - 1, 0) > 0)
                         holder[strcspn(holder, "\n")] = '\0';
                 if (r == EWOULDBLOCK)
-                        r = om_error_set(e, OM_CONFLICT, "embedded bus: the folder %s is in use by the daemon with process id %s; one daemon a folder",
-                                b->path, holder[0] ? holder : "(unknown)");
+                        r = om_error_set(e, OM_CONFLICT,
+                                "embedded bus: the folder %s is in use by the daemon with process id %s; one daemon a folder", b->path,
+                                holder[0] ? holder : "(unknown)");
                 else
                         r = om_error_set_errno(e, r, "embedded bus: cannot lock %s", name);
                 close(fd);

@@ -122,7 +122,7 @@ int group_start(struct om_bus *b, struct group *g, enum om_start start, int64_t 
                         r = log_make(b, topic, &l);
                 return r ? r : attach_start(b, g, l, start, start_ms, &at);
         }
-        HASH_ITER(hh_name, b->topics, l, tmp) {
+        HASH_ITER (hh_name, b->topics, l, tmp) {
                 bool there = false;
 
                 for (at = g->attaches; at; at = at->group_next)
@@ -155,9 +155,7 @@ static int compare_ids(const struct held_id *a, const struct held_id *b) {
 static int compare_deliveries(const void *a, const void *b) {
         return compare_ids(&(*(struct local_delivery *const *) a)->id, &(*(struct local_delivery *const *) b)->id);
 }
-static int compare_id_delivery(const void *id, const void *d) {
-        return compare_ids(id, &(*(struct local_delivery *const *) d)->id);
-}
+static int compare_id_delivery(const void *id, const void *d) { return compare_ids(id, &(*(struct local_delivery *const *) d)->id); }
 
 static int pend_get(struct loading *ld, struct attach *at, uint8_t lane, uint64_t seq, bool *ret, uint32_t *attempts, int64_t *due) {
         uint8_t key[ROW_KEY];

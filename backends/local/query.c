@@ -55,7 +55,7 @@ static int query_topics(struct om_bus *b, struct msg_query *m, struct om_bus_que
 
         if (!all)
                 return ENOMEM;
-        HASH_ITER(hh_name, b->topics, l, tmp) {
+        HASH_ITER (hh_name, b->topics, l, tmp) {
                 struct om_span name = { l->name, l->name_len };
 
                 if ((m->topic.p && !om_span_eq(m->topic, name)) || (m->cursor.p && compare_spans(name, m->cursor) <= 0))
@@ -121,7 +121,7 @@ static int query_groups(struct om_bus *b, struct msg_query *m, struct om_bus_que
 
         if (!all)
                 return ENOMEM;
-        HASH_ITER(hh_name, b->group_names, g, tmp)
+        HASH_ITER (hh_name, b->group_names, g, tmp)
                 if (!g->deleted && (!m->topic.p || om_span_eq(m->topic, (struct om_span){ g->topic, g->topic_len })))
                         all[n++] = g;
         qsort(all, n, sizeof(struct group *), compare_groups);
@@ -270,7 +270,8 @@ static int query_dead(struct om_bus *b, struct msg_query *m, struct om_bus_query
         int r;
 
         if (!g) {
-                m->m.status = om_error_set(&m->m.error, OM_NOT_FOUND, "no such group: topic \"%.*s\", agent \"%.*s\"", OM_PRI(m->topic), OM_PRI(m->agent));
+                m->m.status = om_error_set(
+                        &m->m.error, OM_NOT_FOUND, "no such group: topic \"%.*s\", agent \"%.*s\"", OM_PRI(m->topic), OM_PRI(m->agent));
                 return 0;
         }
         if (m->n_ids)
@@ -321,10 +322,10 @@ static int query_health(struct om_bus *b, struct om_bus_query *q) {
                         b->settings.sync_interval_ms);
         else
                 om_buf_lit(&out, ",\"durability\":\"weak\",\"why\":\"durability=memory: a power cut loses everything\"");
-        om_buf_printf(&out, ",\"sync\":\"%s\",\"file_bytes\":%" PRIu64 ",\"map_bytes\":%zu,\"task_bytes\":%" PRIu64, names[b->settings.durability],
-                env_used_bytes(b), b->map_bytes, b->bytes);
-        om_buf_printf(&out, ",\"topics\":%u,\"groups\":%u,\"commits\":%" PRIu64, HASH_CNT(hh_name, b->topics), HASH_CNT(hh_name, b->group_names),
-                b->commits);
+        om_buf_printf(&out, ",\"sync\":\"%s\",\"file_bytes\":%" PRIu64 ",\"map_bytes\":%zu,\"task_bytes\":%" PRIu64,
+                names[b->settings.durability], env_used_bytes(b), b->map_bytes, b->bytes);
+        om_buf_printf(&out, ",\"topics\":%u,\"groups\":%u,\"commits\":%" PRIu64, HASH_CNT(hh_name, b->topics),
+                HASH_CNT(hh_name, b->group_names), b->commits);
         om_buf_printf(&out, ",\"last_commit_us\":%" PRIu64 ",\"tasks_per_commit\":%.1f}", b->last_commit_ns / 1000,
                 b->commits ? (double) b->commit_tasks / (double) b->commits : 0.0);
         if (om_buf_ok(&out))

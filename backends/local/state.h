@@ -94,9 +94,9 @@ int row_read(const MDB_val *v, struct row *ret);
 struct log {
         uint32_t id;
         bool dying, dirty, private, gone; /* gone: its record was deleted in this transaction */
-        uint16_t lanes; /* bit i: lane i was ever used */
+        uint16_t lanes;                   /* bit i: lane i was ever used */
         char name[OM_TOPIC_MAX + 1];
-        size_t name_len; /* 0: private */
+        size_t name_len;             /* 0: private */
         uint64_t next_seq, in_total; /* in_total: rows ever put */
         uint64_t published, rows, depth, delayed, bytes;
         uint64_t orphan_floor; /* where a first group starts: below it rows belonged to groups that were deleted */
@@ -207,13 +207,13 @@ struct msg {
         enum msg_type type;
         struct om_bus *bus;
         struct om_op *op;
-        struct om_post post; /* used where there is no memory for a struct news */
-        struct msg *next;    /* of a turn, of the waiters, of what is posted */
+        struct om_post post;    /* used where there is no memory for a struct news */
+        struct msg *next;       /* of a turn, of the waiters, of what is posted */
         struct om_bus_sub *sub; /* MSG_WANT, MSG_UNSUBSCRIBE */
         int status;
         bool again; /* a subscribe() that must wait for a job */
         struct om_error error;
-        size_t bytes; /* counted as in flight */
+        size_t bytes;    /* counted as in flight */
         uint64_t serial; /* a change: complete when jobs up to this one are over */
 };
 
@@ -317,7 +317,7 @@ struct news {
                 struct expired_note *next;
                 struct om_bus_sub *sub;
                 uint64_t n;
-        } *expired;
+        } * expired;
         bool state_changed;
         enum om_bus_state state;
         struct om_error error;
@@ -373,7 +373,7 @@ struct om_bus {
         struct group *dirty_groups;
         struct attach *dirty_attaches;
         struct log *last_log; /* published to last, in this transaction */
-        uint64_t bytes; /* sum of all logs' */
+        uint64_t bytes;       /* sum of all logs' */
 
         struct held *helds; /* by id */
         struct held *free_helds;
@@ -388,8 +388,8 @@ struct om_bus {
         struct group *fill;
         struct slab *slab;
         struct news *news;
-        struct msg *done, **done_end;     /* completed in this turn */
-        struct msg *deferred;             /* subscribe() of new groups: until no job runs */
+        struct msg *done, **done_end; /* completed in this turn */
+        struct msg *deferred;         /* subscribe() of new groups: until no job runs */
 
         struct job *jobs, **jobs_end;
         uint64_t next_serial;
@@ -429,6 +429,16 @@ int t_put(struct om_bus *b, enum table t, const void *key, size_t key_len, const
 int t_get(struct om_bus *b, MDB_txn *txn, enum table t, const void *key, size_t key_len, MDB_val *ret);
 int t_del(struct om_bus *b, enum table t, const void *key, size_t key_len); /* 0 also where there was none; *b's txn */
 uint64_t hash64(const void *data, size_t n, uint64_t seed);
+
+/* -- records.c ---------------------------------------------------------------------------------------------------------------- */
+int log_write(struct om_bus *b, const struct log *l);
+int log_read(struct log *l, MDB_val key, MDB_val v);
+int group_write(struct om_bus *b, const struct group *g);
+int group_read(struct group *g, MDB_val key, MDB_val v);
+void group_set_name(struct group *g); /* from topic and agent */
+static inline size_t group_name_len(const struct group *g) { return g->topic_len + 1 + g->agent_len; }
+int attach_write(struct om_bus *b, const struct attach *at);
+int attach_read(struct attach *at, MDB_val key, MDB_val v, uint32_t *ret_group, uint32_t *ret_log);
 
 /* -- model.c ---------------------------------------------------------------------------------------------------------------- */
 int model_load(struct om_bus *b);   /* from the disk; 0 or a code */
@@ -481,8 +491,8 @@ int fill(struct om_bus *b); /* hands out what is wanted; after the commit */
 struct held *held_new(struct om_bus *b, struct attach *at, uint8_t lane, uint64_t seq, const struct row *row, size_t size);
 struct key_queue *key_get(struct group *g, uint64_t key, bool make);
 bool key_busy(struct group *g, uint64_t key);
-int key_park(struct held *h);          /* behind the one that is out */
-int key_hold(struct held *h);          /* h is the one that is out */
+int key_park(struct held *h); /* behind the one that is out */
+int key_hold(struct held *h); /* h is the one that is out */
 void key_release(struct om_bus *b, struct group *g, uint64_t key);
 void attach_forget(struct om_bus *b, struct attach *at); /* all its helds, as if never met */
 struct held *held_find(struct om_bus *b, uint32_t attach, uint8_t lane, uint64_t seq);
@@ -513,7 +523,6 @@ void kept_later(struct om_bus *b); /* a finished row stays: somebody must look a
 int sweep_apply(struct om_bus *b);
 int64_t sweep_next(struct om_bus *b); /* wall clock of what comes next; INT64_MAX: nothing */
 int sweep_load(struct om_bus *b, MDB_txn *txn);
-
 
 /* -- jobs.c ------------------------------------------------------------------------------------------------------------------- */
 int job_add(struct om_bus *b, enum job_type type, struct log *l, struct attach *at, struct group *g, struct msg_change *msg);

@@ -182,7 +182,7 @@ static int kept_sweep(struct om_bus *b, bool *ret_more) {
         struct log *l, *tmp;
         int r = 0;
 
-        HASH_ITER(hh_id, b->logs, l, tmp) {
+        HASH_ITER (hh_id, b->logs, l, tmp) {
                 for (uint8_t i = 0; i < LANES && !r && !l->dying && l->rows > l->depth; i++)
                         if (l->lanes & 1u << i)
                                 r = kept_lane(b, l, i, &budget, &due);
@@ -221,7 +221,7 @@ int sweep_load(struct om_bus *b, MDB_txn *txn) {
                 r = first_time(b, txn, T_DEDUPE_TIME, &b->due_dedupe);
         b->due_kept = INT64_MAX;
         if (b->settings.retention_ms)
-                HASH_ITER(hh_id, b->logs, l, tmp)
+                HASH_ITER (hh_id, b->logs, l, tmp)
                         if (l->rows > l->depth)
                                 kept_later(b);
         return r;

@@ -83,8 +83,10 @@ static char *program(void) {
         return joined(bin && *bin ? bin : "build/bin", "/omnidaemond");
 }
 
-static void become_daemon(const struct om_test_daemon *d, pid_t parent) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
+static void become_daemon(const struct om_test_daemon *d, pid_t parent, bool main_thread) {
+        /* The signal comes when the *thread* that forked ends: for another thread than the main one that would be too early. */
+        if (main_thread)
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
         if (getppid() != parent)
                 _exit(127);
         int log = open(d->log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
@@ -120,11 +122,12 @@ void om_test_daemon_up(struct om_test_daemon *d) {
         struct timespec start;
         pid_t parent = getpid();
         clock_gettime(CLOCK_MONOTONIC, &start);
+        bool main_thread = gettid() == parent;
         d->pid = fork();
         if (d->pid < 0)
                 die(d, "fork failed", errno);
         if (d->pid == 0)
-                become_daemon(d, parent);
+                become_daemon(d, parent, main_thread);
         while (!accepts(d)) {
                 int status;
                 if (waitpid(d->pid, &status, WNOHANG) == d->pid)
