@@ -184,7 +184,7 @@ static void take_signals(struct run *run) {
 }
 
 static int64_t next_timeout(struct run *run) {
-        int64_t timeout = run->more ? 0 : omni_timeout_ms(run->ctl->client);
+        int64_t timeout = omni_timeout_ms(run->ctl->client);
         double now = term_seconds();
 
         for (size_t i = 0; i < run->n_workers; i++) {
@@ -228,8 +228,10 @@ static int turn(struct run *run) {
                 }
         }
         take_signals(run);
-        r = omni_run_once(run->ctl->client, 0); /* as omni_process(), and it tells when the agent was deleted */
-        run->more = r > 0;
+        r = omni_run_once(run->ctl->client, 0);
+        if (r >= 0 && !omni_agent_active(run->agent)) {
+                r = omni_run_once(run->ctl->client, 0); /* says at its beginning whether the agent was deleted */
+        }
         end_lost(run);
         now = term_seconds();
         for (size_t i = 0; i < run->n_workers; i++) {

@@ -35,7 +35,6 @@ struct run {
         int forced;    /* the second one */
         bool away;     /* the daemon is; told to the user */
         bool leaving;
-        bool more; /* the client did something in the last turn: ask it again before waiting */
 };
 
 /* Acks or fails the task of a program that is over, tells about it, and frees the place. */
