@@ -178,6 +178,24 @@ START_TEST(test_no_more_than_wanted_is_handed_out) {
 }
 END_TEST
 
+START_TEST(test_a_group_given_up_and_taken_up_in_one_turn_is_served) {
+        struct bus_group *g = serve("t", "a");
+
+        for (int i = 0; i < 300; i++) { /* often enough that both are in one turn of the bus */
+                struct bus_group *old = g;
+
+                ck_assert_int_eq(bus_put_many(&u, "t", i, 1), 0);
+                u.ops->unsubscribe(old->sub);
+                g = serve("t", "a");
+                ck_assert(!g->created);
+                expect(g, i, 1);
+                ack_all(g);
+                bus_forget(old);
+        }
+        bus_unserve(g);
+}
+END_TEST
+
 /* -- verdicts -------------------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_retry_comes_back_when_due_with_the_attempt_counted_and_holds_up_nobody) {
@@ -800,6 +818,7 @@ int main(void) {
         tcase_add_test(t, test_start_first_new_and_time_override);
         tcase_add_test(t, test_two_groups_each_get_all_of_a_thousand_in_order);
         tcase_add_test(t, test_no_more_than_wanted_is_handed_out);
+        tcase_add_test(t, test_a_group_given_up_and_taken_up_in_one_turn_is_served);
         tcase_add_test(t, test_a_retry_comes_back_when_due_with_the_attempt_counted_and_holds_up_nobody);
         tcase_add_test(t, test_retries_and_their_count_survive_a_restart);
         tcase_add_test(t, test_a_release_comes_back_at_once_uncounted);
