@@ -64,7 +64,7 @@ UNIT  := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 INTEG := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/integration/test_*.c))
 TOOLS := $(patsubst tests/lib/bin/%.c,$(B)/tests/bin/%,$(wildcard tests/lib/bin/*.c))
 
-.PHONY: all demo test test-unit test-integration bench fuzz soak lint format deps deps-test install uninstall clean help programs tests-build
+.PHONY: all demo test test-unit test-integration bench fuzz fuzz-build lint format deps deps-test install uninstall clean help programs tests-build
 
 all: deps ## build everything into build/ (installs what the build misses)
 	@$(MAKE) --no-print-directory programs
@@ -125,7 +125,7 @@ $(TOOLS): $(B)/tests/bin/%: $(B)/obj/tests/lib/bin/%.o $(B)/tests/lib.a
 	$(call say,LINK)
 	$(Q)$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(DAEMON_LIBS) -o $@
 
-tests-build: programs $(UNIT) $(INTEG) $(TOOLS)
+tests-build: programs $(UNIT) $(INTEG) $(TOOLS) $(REPLAY)
 
 test: deps-test ## build and run every test
 	@$(MAKE) --no-print-directory tests-build
@@ -143,6 +143,30 @@ $(B)/tests/bench/bench: $(B)/obj/tests/bench/bench.o $(B)/lib/libomniclient.a
 	@mkdir -p $(@D)
 	$(call say,LINK)
 	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ -llmdb -lpthread -lm -o $@
+
+# -- fuzzing: one program a target; the same source is replayed over its corpus in `make test` ------------------------------
+
+FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_SECONDS ?= 60
+REPLAY := $(patsubst %,$(B)/tests/fuzz/replay_%,$(FUZZ_TARGETS))
+
+$(REPLAY): $(B)/tests/fuzz/replay_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/obj/tests/fuzz/replay.o $(B)/tests/lib.a
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) -o $@
+
+FUZZ := $(patsubst %,$(B)/tests/fuzz/fuzz_%,$(FUZZ_TARGETS))
+$(FUZZ): $(B)/tests/fuzz/fuzz_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/tests/lib.a
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) $(LDFLAGS_ALL) -fsanitize=fuzzer $^ $(DAEMON_LIBS) -o $@
+
+fuzz: deps-test ## fuzz every parser for FUZZ_SECONDS each (60); FUZZ_ONLY=TARGET for one
+	@packaging/install-deps.sh clang
+	@$(MAKE) --no-print-directory CC=clang SANITIZE=fuzzer-no-link,address,undefined B=build-fuzz fuzz-build
+	@tests/fuzz/run build-fuzz $(FUZZ_SECONDS) $(or $(FUZZ_ONLY),$(FUZZ_TARGETS))
+
+fuzz-build: $(FUZZ)
 
 bench: all ## measure, beside what LMDB and the disk do alone (BENCH_ARGS="--only WORD --runs N --json FILE")
 	@$(MAKE) --no-print-directory $(B)/tests/bench/bench

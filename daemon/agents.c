@@ -19,7 +19,7 @@
  */
 #include <errno.h>
 #include <stdlib.h>
-#include <uthash.h>
+#include "hash.h"
 
 #include "agents.h"
 #include "log.h"
@@ -34,6 +34,7 @@ struct entry {
         bool paused;
         bool unsaved;       /* `head` is to be written when the storage is back */
         bool saving;        /* that is under way */
+        bool idle;          /* nobody served it here at the last poll: at the next it goes */
         struct om_buf head; /* its record but for created_at, while unsaved */
         size_t topic_len, len;
         char key[]; /* topic, zero byte, agent */
@@ -44,6 +45,7 @@ struct om_agents {
         struct entry *entries;
         struct event poll;
         bool polling;     /* a poll is under way */
+        bool unsaved;     /* some entry may be */
         uint64_t changes; /* of paused states here: a poll that began before one is void */
 };
 
@@ -53,6 +55,7 @@ struct registering {
         struct om_span head;    /* the record without its end */
         struct om_span record;  /* whole */
         struct om_span setting; /* key */
+        bool has_setting;       /* the group has one: it is not written */
         bool again;             /* not a request's: the storage is back */
 };
 
@@ -83,7 +86,9 @@ static struct entry *find(const struct om_agents *a, struct om_span topic, struc
 static void start_polling(struct om_agents *a) {
         static const struct timeval tv = { .tv_sec = POLL_MS / 1000, .tv_usec = POLL_MS % 1000 * 1000 };
 
-        if (a->core->store_ops->capabilities & OM_STORE_SHARED && a->entries && !event_pending(&a->poll, EV_TIMEOUT, NULL))
+        bool needed = a->unsaved || (a->core->store_ops->capabilities & OM_STORE_SHARED && a->entries);
+
+        if (needed && a->core->store_state == OM_STORE_READY && !event_pending(&a->poll, EV_TIMEOUT, NULL))
                 event_add(&a->poll, &tv);
 }
 
@@ -118,8 +123,10 @@ static void drop_idle(struct om_agents *a) {
                 if (e->unsaved)
                         continue;
                 om_dispatch_count(a->core->dispatch, topic_of(e), agent_of(e), &workers, &leased);
-                if (workers == 0)
+                if (workers == 0 && e->idle)
                         drop(a, e);
+                else
+                        e->idle = workers == 0;
         }
 }
 
@@ -144,62 +151,6 @@ bool om_agents_is_paused(const struct om_agents *a, struct om_span topic, struct
         const struct entry *e = find(a, topic, agent);
 
         return e && e->paused;
-}
-
-/* -- settings of groups --------------------------------------------------------------------------------------------------------- */
-
-struct om_span om_agents_setting(struct om_call *c, struct om_span topic, struct om_span agent) {
-        struct om_buf b = OM_BUF_INIT;
-        struct om_span key = OM_SPAN_NONE;
-
-        om_buf_lit(&b, OM_SUBSCRIPTION_ACTIVE);
-        om_group_name(&b, topic, agent);
-        if (om_buf_ok(&b))
-                key = om_call_copy(c, om_buf_span(&b));
-        om_buf_deinit(&b);
-        return key;
-}
-
-static int compare_spans(const void *va, const void *vb) {
-        const struct om_span *a = va, *b = vb;
-        int r = memcmp(a->p, b->p, a->len < b->len ? a->len : b->len);
-
-        return r != 0 ? r : (a->len > b->len) - (a->len < b->len);
-}
-
-void om_paused_list(struct om_call *c) {
-        c->list.kind = OM_STORE_CONFIG;
-        c->list.name = OM_SPAN(OM_SUBSCRIPTION_ACTIVE);
-}
-
-struct om_paused om_paused_of(struct om_call *collected) {
-        size_t skip = sizeof OM_SUBSCRIPTION_ACTIVE - 1;
-        struct om_paused p = { NULL, 0 };
-
-        p.groups = collected->n_rows ? om_arena_alloc(&collected->arena, collected->n_rows * sizeof *p.groups) : NULL;
-        for (size_t i = 0; p.groups && i < collected->n_rows; i++) {
-                const struct om_store_entry *row = &collected->rows[i];
-
-                if (row->key.len > skip && om_span_is(row->value, "false"))
-                        p.groups[p.n++] = (struct om_span){ row->key.p + skip, row->key.len - skip };
-        }
-        if (p.n > 1)
-                qsort(p.groups, p.n, sizeof *p.groups, compare_spans);
-        return p;
-}
-
-bool om_paused_has(const struct om_paused *p, struct om_span topic, struct om_span agent) {
-        struct om_buf b = OM_BUF_INIT;
-        struct om_span group;
-        bool has;
-
-        if (p->n == 0)
-                return false;
-        om_group_name(&b, topic, agent);
-        group = om_buf_span(&b);
-        has = om_buf_ok(&b) && bsearch(&group, p->groups, p->n, sizeof *p->groups, compare_spans);
-        om_buf_deinit(&b);
-        return has;
 }
 
 /* -- pauses that other daemons wrote ------------------------------------------------------------------------------------------------ */
@@ -227,29 +178,6 @@ static void on_polled(struct om_call *c, int status, const struct om_error *erro
                 }
         }
         om_call_free(c);
-        start_polling(a);
-}
-
-static void on_poll(evutil_socket_t fd, short what, void *ctx) {
-        struct om_agents *a = ctx;
-        struct poll *poll;
-        struct om_call *c;
-
-        drop_idle(a);
-        if (a->polling || !a->entries)
-                return;
-        c = a->core->store_state == OM_STORE_READY ? om_call_new(a->core, NULL, OM_CALL_STORE_LIST, on_polled) : NULL;
-        poll = c ? om_arena_alloc(&c->arena, sizeof *poll) : NULL;
-        if (!poll) {
-                om_call_free(c);
-                start_polling(a);
-                return;
-        }
-        poll->changes = a->changes;
-        c->data = poll;
-        a->polling = true;
-        om_paused_list(c);
-        om_call_collect(c);
 }
 
 /* -- the steps of a registration ------------------------------------------------------------------------------------------------------ */
@@ -279,15 +207,22 @@ static void serve(struct om_call *c) {
         om_call_free(c);
 }
 
+/* Its entry; what is saved again is not made anew, since it may have been deleted meanwhile. */
+static struct entry *entry_of(struct om_call *c) {
+        const struct registering *reg = c->data;
+
+        return reg->again ? find(c->core->agents, reg->r.topic, reg->r.name) : find_or_make(c->core->agents, reg->r.topic, reg->r.name);
+}
+
 /* A step failed: the agent is served all the same, and saved when the storage is back. */
 static void serve_unsaved(struct om_call *c, const struct om_error *why) {
         struct registering *reg = c->data;
-        struct entry *e = find_or_make(c->core->agents, reg->r.topic, reg->r.name);
+        struct entry *e = entry_of(c);
 
-        if (why)
+        if (why && !reg->again)
                 om_log(OM_LOG_WARNING, "agent %.*s on %.*s: not saved yet: %s", OM_PRI(reg->r.name), OM_PRI(reg->r.topic), why->message);
         if (e) {
-                e->unsaved = true;
+                e->unsaved = c->core->agents->unsaved = true;
                 e->saving = false;
                 if (!reg->again) {
                         om_buf_clear(&e->head);
@@ -295,6 +230,7 @@ static void serve_unsaved(struct om_call *c, const struct om_error *why) {
                         reg->r.paused = e->paused; /* the best that is known */
                 }
         }
+        start_polling(c->core->agents);
         if (reg->again)
                 om_call_free(c);
         else
@@ -303,7 +239,7 @@ static void serve_unsaved(struct om_call *c, const struct om_error *why) {
 
 static void saved(struct om_call *c) {
         struct registering *reg = c->data;
-        struct entry *e = find_or_make(c->core->agents, reg->r.topic, reg->r.name);
+        struct entry *e = entry_of(c);
 
         if (e) {
                 e->paused = reg->r.paused;
@@ -327,8 +263,12 @@ static void write_setting(struct om_call *c) {
 }
 
 static void on_record_written(struct om_call *c, int status, const struct om_error *e) {
+        const struct registering *reg = c->data;
+
         if (status < 0)
                 serve_unsaved(c, e);
+        else if (reg->has_setting)
+                saved(c);
         else
                 write_setting(c);
 }
@@ -349,10 +289,11 @@ static void on_setting_read(struct om_call *c, int status, const struct om_error
                 serve_unsaved(c, e);
                 return;
         }
+        reg->has_setting = status == 0;
         reg->r.paused = status == 0 && om_span_is(c->get.entry.value, "false");
         if (reg->record.p)
                 write_record(c);
-        else if (status == -ENOENT)
+        else if (!reg->has_setting)
                 write_setting(c);
         else
                 saved(c);
@@ -366,6 +307,10 @@ static void on_record_read(struct om_call *c, int status, const struct om_error 
 
         if (status < 0 && status != -ENOENT) {
                 serve_unsaved(c, e);
+                return;
+        }
+        if (reg->again && !entry_of(c)) {
+                om_call_free(c); /* deleted meanwhile: it must not come back */
                 return;
         }
         om_buf_put_span(&record, reg->head);
@@ -462,9 +407,10 @@ static int read_config(struct om_call *c, struct om_span text, struct om_agent_c
         int64_t prefetch = s->prefetch, retries = s->dlq_retry_limit;
         int r;
 
+        /* reclaim_idle_ms is off unless asked for: an agent may work as long as its connection lives. (The setting RECLAIM_IDLE is about
+         * daemons that died.) */
         *config = (struct om_agent_config){ .retry_backoff_ms = s->retry_backoff_ms,
                 .retry_backoff_max_ms = s->retry_backoff_max_ms,
-                .reclaim_idle_ms = s->reclaim_idle_ms,
                 .start = OM_START_DEFAULT,
                 .save_results = true };
         if (text.p && (r = om_json_members(text, "params.config", m, e)) < 0)
@@ -589,14 +535,53 @@ static void save_again(struct om_agents *a, struct entry *e) {
         begin_steps(c);
 }
 
-void om_agents_store_state(struct om_agents *a, enum om_store_state state) {
+/* While the storage is ready, what it refused to take is offered again. */
+static void save_unsaved(struct om_agents *a) {
         struct entry *e, *next;
 
-        if (state != OM_STORE_READY)
+        if (!a->unsaved || a->core->store_state != OM_STORE_READY)
                 return;
-        HASH_ITER (hh, a->entries, e, next)
+        a->unsaved = false;
+        HASH_ITER (hh, a->entries, e, next) {
+                a->unsaved |= e->unsaved;
                 if (e->unsaved && !e->saving)
                         save_again(a, e);
+        }
+}
+
+static void poll_settings(struct om_agents *a) {
+        struct om_call *c;
+        struct poll *poll;
+
+        if (!(a->core->store_ops->capabilities & OM_STORE_SHARED) || a->core->store_state != OM_STORE_READY || a->polling)
+                return;
+        drop_idle(a);
+        c = a->entries ? om_call_new(a->core, NULL, OM_CALL_STORE_LIST, on_polled) : NULL;
+        poll = c ? om_arena_alloc(&c->arena, sizeof *poll) : NULL;
+        if (!poll) {
+                om_call_free(c);
+                return;
+        }
+        poll->changes = a->changes;
+        c->data = poll;
+        a->polling = true;
+        om_paused_list(c);
+        om_call_collect(c);
+}
+
+static void on_poll(evutil_socket_t fd, short what, void *ctx) {
+        struct om_agents *a = ctx;
+
+        save_unsaved(a);
+        poll_settings(a);
+        start_polling(a);
+}
+
+void om_agents_store_state(struct om_agents *a, enum om_store_state state) {
+        if (state != OM_STORE_READY)
+                return;
+        save_unsaved(a);
+        start_polling(a);
 }
 
 int om_agents_new(struct om_core *core, struct om_agents **ret) {

@@ -123,7 +123,7 @@ void om_call_end(struct om_call *c) {
 static void completed(struct om_call *c, int status, const struct om_error *e);
 
 static void on_done(struct om_op *op, int status, const struct om_error *e) {
-        struct om_call *c = (struct om_call *) ((char *) op - offsetof(struct om_call, op));
+        struct om_call *c = (void *) ((char *) op - offsetof(struct om_call, op));
         struct om_calls *calls = c->core->calls;
 
         DL_DELETE(calls->out, c);
@@ -165,7 +165,7 @@ static int send_op(struct om_call *c, struct om_error *e) {
 }
 
 static void on_failed(struct om_post *post) {
-        struct om_call *c = (struct om_call *) ((char *) post - offsetof(struct om_call, post));
+        struct om_call *c = (void *) ((char *) post - offsetof(struct om_call, post));
         struct om_error fallback = OM_ERROR_INIT;
 
         if (!c->error)

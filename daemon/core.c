@@ -192,12 +192,8 @@ static void store_destroy(struct om_core *core) {
 
 static void next_step(struct om_core_private *p, void (*fn)(struct om_post *post)) { p->step.fn = fn; }
 
-static struct om_core_private *of_step(struct om_post *post) {
-        return (struct om_core_private *) ((char *) post - offsetof(struct om_core_private, step));
-}
-static struct om_core_private *of_closing(struct om_op *op) {
-        return (struct om_core_private *) ((char *) op - offsetof(struct om_core_private, closing));
-}
+static struct om_core_private *of_step(struct om_post *post) { return (void *) ((char *) post - offsetof(struct om_core_private, step)); }
+static struct om_core_private *of_closing(struct om_op *op) { return (void *) ((char *) op - offsetof(struct om_core_private, closing)); }
 
 static void on_close_deadline(evutil_socket_t fd, short what, void *ctx) {
         struct om_core_private *p = ctx;

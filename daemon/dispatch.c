@@ -311,7 +311,7 @@ void om_dispatch_end(struct om_dispatch *d, struct om_span topic, struct om_span
 static void stop_check(struct om_dispatch *d);
 
 static void turn_end(struct om_turn_end *t) {
-        struct om_dispatch *d = (struct om_dispatch *) ((char *) t - offsetof(struct om_dispatch, turn_end));
+        struct om_dispatch *d = (void *) ((char *) t - offsetof(struct om_dispatch, turn_end));
         struct om_subscription *sub;
         struct om_group *over = NULL, *g;
 

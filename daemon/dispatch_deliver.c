@@ -7,7 +7,8 @@
  * daemon stopping, or its session not taking deliveries. The group's credit is their sum, kept as it changes, so nothing walks all workers;
  *   - the bus is told a new want at the end of a turn, and only where it differs from what it knows by now;
  *   - those with credit stand in a list and are served from its head and put back at its end: deliveries of one turn are spread evenly over
- *     them, and who was served last is served last again;
+ *     them, and who was served last is served last again. Those that let a lease run out stand behind all others until they show a sign of
+ *     life: what a hung worker lost shall not come back to it while somebody else can take it;
  *   - deliveries of one turn for one subscription leave in one frame of about FRAME_BYTES, or in several. Between frames it is asked
  *     whether the session still takes them; what it does not take goes back to the head of the queue.
  *
@@ -22,18 +23,33 @@ enum { FRAME_BYTES = 1 << 20 };
 /* -- credit ---------------------------------------------------------------------------------------------------------------- */
 
 static void free_remove(struct om_group *g, struct om_subscription *sub) {
+        if (g->free_suspects == sub)
+                g->free_suspects = sub->free_next;
         *(sub->free_prev ? &sub->free_prev->free_next : &g->free_first) = sub->free_next;
         *(sub->free_next ? &sub->free_next->free_prev : &g->free_last) = sub->free_prev;
         sub->free_prev = sub->free_next = NULL;
         g->n_free--;
 }
 
+/* Behind all others of its sort: suspects stand behind those that are none. */
 static void free_append(struct om_group *g, struct om_subscription *sub) {
-        sub->free_next = NULL;
-        sub->free_prev = g->free_last;
-        *(g->free_last ? &g->free_last->free_next : &g->free_first) = sub;
-        g->free_last = sub;
+        sub->free_next = sub->suspect ? NULL : g->free_suspects;
+        sub->free_prev = sub->free_next ? sub->free_next->free_prev : g->free_last;
+        *(sub->free_prev ? &sub->free_prev->free_next : &g->free_first) = sub;
+        *(sub->free_next ? &sub->free_next->free_prev : &g->free_last) = sub;
+        if (sub->suspect && !g->free_suspects)
+                g->free_suspects = sub;
         g->n_free++;
+}
+
+void om_subscription_suspect(struct om_subscription *sub, bool suspect) {
+        if (sub->suspect == suspect)
+                return;
+        if (sub->credit)
+                free_remove(sub->group, sub);
+        sub->suspect = suspect;
+        if (sub->credit)
+                free_append(sub->group, sub);
 }
 
 void om_subscription_credit(struct om_subscription *sub) {
@@ -72,9 +88,10 @@ static void give(struct om_group *g, struct om_subscription *sub, unsigned n) {
 }
 
 static void hand_out(struct om_group *g) {
+        unsigned share = g->n_free ? (g->waiting.n + g->n_free - 1) / g->n_free : 0;
+
         while (g->waiting.first && g->free_first) {
                 struct om_subscription *sub = g->free_first;
-                unsigned share = (g->waiting.n + g->n_free - 1) / g->n_free;
 
                 if (!om_session_can_deliver(sub->client->session)) {
                         sub->blocked = true;
@@ -127,14 +144,19 @@ static void write_task(struct om_buf *b, struct om_lease *lease, uint64_t now_ns
         lease->delivered_ns = now_ns;
 }
 
-static void count_delivered(struct om_group *g, const struct om_lease *lease) {
+/* After the frame: who watches may be the very session that it is written to. */
+static void count_delivered(struct om_subscription *sub, struct om_lease *lease) {
+        const struct om_group *g = sub->group;
         struct om_watch *w = g->d->core->watch;
 
-        if (g->topic_metrics)
-                g->topic_metrics->delivered++;
-        if (om_watch_mask(w) & OM_EVENT_DELIVER)
-                om_watch_emit(w, OM_EVENT_DELIVER,
-                        &(struct om_watch_event){ .topic = g->topic, .agent = g->agent, .id = om_record_id(lease->delivery->record) });
+        for (; lease != sub->fresh && !sub->ended; lease = lease->sub_next) {
+                if (g->topic_metrics)
+                        g->topic_metrics->delivered++;
+                if (om_watch_mask(w) & OM_EVENT_DELIVER)
+                        om_watch_emit(w, OM_EVENT_DELIVER,
+                                &(struct om_watch_event){
+                                        .topic = g->topic, .agent = g->agent, .id = om_record_id(lease->delivery->record) });
+        }
 }
 
 static void write_frame(struct om_subscription *sub, struct om_buf *b) {
@@ -149,7 +171,6 @@ static void write_frame(struct om_subscription *sub, struct om_buf *b) {
                 if (lease != sub->fresh)
                         om_buf_putc(b, ',');
                 write_task(b, lease, now_ns);
-                count_delivered(sub->group, lease);
                 lease = lease->sub_next;
                 if (lease && b->len - start + lease->delivery->record.len > FRAME_BYTES)
                         break;
@@ -189,6 +210,7 @@ static void write_revoked(struct om_subscription *sub) {
 
 void om_subscription_write(struct om_subscription *sub) {
         struct om_session *s = sub->client->session;
+        struct om_lease *first;
         struct om_buf *b;
 
         if (sub->revoked.len)
@@ -203,9 +225,11 @@ void om_subscription_write(struct om_subscription *sub) {
                 b = om_session_begin(s, "task.deliver");
                 if (!b)
                         return; /* it is closing, and its leases with it */
+                first = sub->fresh;
                 write_frame(sub, b);
                 if (om_session_end(s) < 0)
                         return;
+                count_delivered(sub, first);
         }
         om_metrics_changed(sub->group->d->core->metrics);
 }

@@ -212,9 +212,7 @@ static void count_settled(struct om_lease *lease) {
 
 /* -- stages ---------------------------------------------------------------------------------------------------------------- */
 
-static struct om_lease *lease_of_save(struct om_result_save *save) {
-        return (struct om_lease *) ((char *) save - offsetof(struct om_lease, save));
-}
+static struct om_lease *lease_of_save(struct om_result_save *save) { return (void *) ((char *) save - offsetof(struct om_lease, save)); }
 
 static void saved(struct om_result_save *save, int status, const struct om_error *error) {
         struct om_lease *lease = lease_of_save(save);
@@ -257,7 +255,7 @@ static void stage_save(struct om_lease *lease, struct om_span result) {
 }
 
 static void outputs_published(struct om_publish_ticket *ticket) {
-        struct om_outputs *o = (struct om_outputs *) ((char *) ticket - offsetof(struct om_outputs, ticket));
+        struct om_outputs *o = (void *) ((char *) ticket - offsetof(struct om_outputs, ticket));
         struct om_error e;
 
         for (size_t i = 0; i < o->n; i++) {
@@ -409,6 +407,7 @@ static int held(struct om_ack *ack, int64_t number, struct om_lease **ret) {
 static void finishing(struct om_lease *lease, struct om_ack *ack, enum om_verdict verdict) {
         bool notification = ack->req->notification;
 
+        om_subscription_suspect(lease->sub, false);
         om_lease_unhold(lease);
         lease->state = OM_LEASE_FINISHING;
         lease->verdict = verdict;

@@ -137,6 +137,7 @@ struct om_subscription {
         unsigned prefetch, held;               /* held: HELD and FINISHING */
         unsigned credit;                       /* what it adds to its group's credit now; in the list of those with credit if not 0 */
         bool blocked;                          /* its session takes no deliveries at present */
+        bool suspect;                          /* let a lease run out and has shown no sign of life since */
         struct om_lease *leases, *leases_last; /* by sub_next: HELD and FINISHING, oldest first */
         struct om_lease *fresh;                /* the first of them that is not written to the client yet; all after it are not */
         struct om_buf revoked;                 /* numbers, with commas, to tell the client */
@@ -162,6 +163,7 @@ struct om_group {
         struct om_subscription *subs, *pending;
         unsigned n_subs, prefetch;                      /* the sum of theirs */
         struct om_subscription *free_first, *free_last; /* those with credit, taken in turns */
+        struct om_subscription *free_suspects;          /* the first of the suspects among them, which stand last */
         unsigned n_free, credit;                        /* their number, the sum of theirs */
         unsigned wanted;                                /* what the bus thinks that we want */
         struct om_lease_list waiting, held;             /* held: HELD only, oldest sign of life first */
@@ -241,6 +243,7 @@ struct om_subscription *om_subscription_new(
 void om_subscription_refuse(struct om_subscription *sub, const struct om_error *e);
 void om_subscription_credit(struct om_subscription *sub); /* reckons its credit anew */
 void om_subscription_turn(struct om_subscription *sub);
+void om_subscription_suspect(struct om_subscription *sub, bool suspect);
 void om_subscription_revoke(struct om_subscription *sub, const struct om_lease *lease); /* the client is told, if it has seen it */
 /* Takes it out of its group and client and frees it; its leases end with `verdict`: OM_RETRY (worker_lost) or OM_RELEASE. */
 void om_subscription_swept(struct om_subscription *sub); /* one that ended is no longer in the turn: frees it */

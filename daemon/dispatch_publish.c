@@ -329,7 +329,7 @@ static void queue_remove(struct om_dispatch *d, struct om_publish_batch *b) {
 }
 
 static void late(struct om_deadline *dl) {
-        struct om_publish_batch *b = (struct om_publish_batch *) ((char *) dl - offsetof(struct om_publish_batch, deadline));
+        struct om_publish_batch *b = (void *) ((char *) dl - offsetof(struct om_publish_batch, deadline));
         struct om_dispatch *d = b->d;
 
         if (b->state == BATCH_SENT) {

@@ -92,6 +92,8 @@ void om_leases_deinit(struct om_dispatch *d) {
         }
         d->slabs = NULL;
         d->free_leases = NULL;
+        if (d->extend_timer)
+                event_free(d->extend_timer);
 }
 
 /* -- numbers ------------------------------------------------------------------------------------------------------------- */
@@ -196,6 +198,7 @@ void om_lease_hold(struct om_lease *lease) {
 void om_lease_unhold(struct om_lease *lease) { om_lease_unlink(&lease->group->held, lease); }
 
 void om_lease_touch(struct om_lease *lease) {
+        om_subscription_suspect(lease->sub, false);
         om_lease_unlink(&lease->group->held, lease);
         om_lease_hold(lease);
 }
@@ -221,6 +224,7 @@ static void on_reclaim(evutil_socket_t fd, short what, void *ctx) {
                 struct om_lease *lease = g->held.first;
 
                 om_subscription_revoke(lease->sub, lease);
+                om_subscription_suspect(lease->sub, true);
                 om_lease_lost(lease, "lease_expired", message);
         }
         om_group_reclaim_arm(g);

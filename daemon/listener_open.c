@@ -198,8 +198,8 @@ int om_listener_socket_open(const struct om_listener_options *o, struct om_liste
         if (strlen(o->path) >= sizeof address.sun_path)
                 return om_error_set(e, OM_INVALID, "SOCKET_PATH: %.120s… is too long; a socket's path has at most %zu bytes", o->path,
                         sizeof address.sun_path - 1);
-        strcpy(s.path, o->path);
-        strcpy(address.sun_path, o->path);
+        memcpy(s.path, o->path, strlen(o->path));
+        memcpy(address.sun_path, o->path, strlen(o->path));
         r = make_parent(s.path, e);
         if (r == 0)
                 r = lock_path(&s, &address, e);

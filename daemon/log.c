@@ -131,7 +131,7 @@ static void put_level(struct om_buf *out, enum om_level level) {
                 [OM_LOG_DEBUG] = { "debug  ", "\033[2m" },
         };
 
-        if (colour && *looks[level].colour)
+        if (colour && looks[level].colour && *looks[level].colour)
                 om_buf_printf(out, "%s%s\033[0m ", looks[level].colour, looks[level].word);
         else
                 om_buf_printf(out, "%s ", looks[level].word);

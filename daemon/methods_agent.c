@@ -341,7 +341,7 @@ static void on_bus_deleted(struct om_call *c, int status, const struct om_error 
 }
 
 static void on_workers_gone(struct om_post *post) {
-        struct named *n = (struct named *) ((char *) post - offsetof(struct named, post));
+        struct named *n = (void *) ((char *) post - offsetof(struct named, post));
         struct om_call *c = n->call;
 
         om_call_reset(c, OM_CALL_BUS_CHANGE, on_bus_deleted);

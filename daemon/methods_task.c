@@ -3,6 +3,8 @@
  * The methods of tasks: their table, and those that ask the storage for result records. task.publish is in methods_publish.c; ack, fail and
  * extend are in methods_ack.c. Called by session.c. Loop thread.
  */
+#include <errno.h>
+
 #include "../backends/registry.h"
 #include "methods.h"
 #include "methods_task.h"
@@ -39,8 +41,15 @@ static void task_get(struct om_request *req, struct om_span params) {
 /* -- lists ---------------------------------------------------------------------------------------------------------------------- */
 
 static void listed(struct om_call *c, int status, const struct om_error *e) {
+        struct om_error bad;
         struct om_buf *b;
 
+        if (status == -EINVAL && c->list.cursor.p) {
+                /* Only the storage can tell whether it gave the cursor; to the client it is a bad parameter. */
+                om_error_set_code(&bad, OM_CODE_PARAMS, OM_INVALID, "cursor: %s", e->message);
+                om_call_fail(c, &bad);
+                return;
+        }
         if (status < 0) {
                 om_call_fail(c, e);
                 return;

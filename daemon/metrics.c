@@ -13,7 +13,7 @@
  */
 #include <errno.h>
 #include <stdlib.h>
-#include <uthash.h>
+#include "hash.h"
 
 #include "call.h"
 #include "log.h"

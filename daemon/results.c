@@ -179,6 +179,7 @@ static int batch_add(struct save_batch *b, const struct om_result *result, struc
         struct om_core *core = b->r->core;
         struct om_store_entry *entry;
         struct om_task task = { .delivery_attempts = 0 };
+        struct om_span value;
         struct om_buf *text;
         size_t start;
         int r = -ENOMEM;
@@ -194,9 +195,10 @@ static int batch_add(struct save_batch *b, const struct om_result *result, struc
         write_result(text, core, result, &task);
         if (!om_buf_ok(text))
                 goto out;
+        value = (struct om_span){ text->data + start, text->len - start };
         entry = &b->entries[b->n];
         *entry = (struct om_store_entry){
-                .value = { text->data + start, text->len - start },
+                .value = value,
                 .key = om_chunks_copy(&b->text, task.id.p ? task.id : OM_SPAN("")),
                 .name = om_chunks_copy(&b->text, result->agent),
                 .topic = om_chunks_copy(&b->text, task.topic),
@@ -306,7 +308,7 @@ static int batch_send(struct save_batch *b) {
 }
 
 static void turn_end(struct om_turn_end *t) {
-        struct om_results *r = (struct om_results *) ((char *) t - offsetof(struct om_results, turn_end));
+        struct om_results *r = (void *) ((char *) t - offsetof(struct om_results, turn_end));
         struct om_result_save *save;
         struct save_batch *b = r->gathering;
         struct om_error e;

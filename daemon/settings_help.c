@@ -9,7 +9,7 @@ static const struct {
 } examples[] = {
         { "omnidaemond", "embedded bus and storage, files in .omnidaemon_data; stop with Ctrl-C" },
         { "omnidaemond --event-bus-url local:/srv/bus --storage-url json:/srv/data", "the same, elsewhere" },
-        { "omnidaemond --event-bus-url redis://broker:6379", "tasks on a Redis that other daemons share" },
+        { "omnidaemond --event-bus-url 'local:?durability=memory'", "nothing survives the end, and nothing waits for a disk" },
         { "omnidaemond --config staging.env --log-level debug", "settings from a file, one of them changed" },
         { "omnidaemond --config staging.env --check", "what would be in force, and where it comes from" },
         { "systemctl enable --now omnidaemond.socket", "as a service, started by its first client" },

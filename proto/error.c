@@ -226,6 +226,7 @@ const char *om_nearest(const char *word, const char *const *names) {
         size_t n = strnlen(word, NEAREST_MAX + 1);
         if (n == 0 || n > NEAREST_MAX)
                 return NULL;
+        const char *const *start = names;
         const char *nearest = NULL;
         unsigned best = 1 + (unsigned) n / 4 + 1; /* a slip in a short word, a few in a long one */
         for (; *names; names++) {
@@ -238,5 +239,9 @@ const char *om_nearest(const char *word, const char *const *names) {
                         nearest = *names;
                 }
         }
+        /* No slip of any: perhaps its beginning, as in "wait" for "wait_ms". */
+        for (const char *const *name = start; !nearest && n >= 3 && *name; name++)
+                if (strncmp(word, *name, n) == 0)
+                        nearest = *name;
         return nearest;
 }

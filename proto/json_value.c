@@ -296,7 +296,7 @@ static void types_text(unsigned types, char *out, size_t size) {
 
 static int wrong_type(const char *where, const struct om_json_member *m, const struct om_json_value *v, struct om_error *e) {
         char wanted[96];
-        types_text(m->types & ~(unsigned) OM_JSON_NULL ? m->types : OM_JSON_NULL, wanted, sizeof wanted);
+        types_text(m->types, wanted, sizeof wanted);
         return om_error_set_code(
                 e, OM_CODE_PARAMS, OM_INVALID, "%s: \"%s\" must be %s, not %s", where, m->name, wanted, om_json_type_name(v->type));
 }

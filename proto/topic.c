@@ -17,12 +17,11 @@ static int refuse(struct om_error *e, const char *what, const char *why) {
 }
 
 static int check_text(struct om_span s, size_t max, const char *what, struct om_error *e) {
-        const char *p = s.p, *end = s.p + s.len;
         if (!s.p || s.len == 0)
                 return refuse(e, what, "must not be empty");
         if (s.len > max)
                 return om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "%s has %zu bytes; at most %zu are allowed", what, s.len, max);
-        while (p < end) {
+        for (const char *p = s.p, *end = s.p + s.len; p < end;) {
                 size_t len = om_text_utf8(p, end);
                 if (len == 0)
                         return refuse(e, what, "is not UTF-8");

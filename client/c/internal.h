@@ -167,7 +167,7 @@ struct omni_task {
         uint64_t delivery;
         bool lost;
         int attempt, priority;
-        double created_at;
+        struct om_span created_at; /* in json; few ask for it */
         size_t json_len, content_len;
         const char *json, *content, *id, *topic, *key, *reply_to, *correlation_id, *causation_id, *source, *tenant_id, *traceparent,
                 *headers, *webhook; /* all in `text`, zero-terminated */

@@ -246,7 +246,7 @@ OMNI_API const char *omni_task_tenant_id(const omni_task *task);
 OMNI_API const char *omni_task_traceparent(const omni_task *task);
 OMNI_API const char *omni_task_headers(const omni_task *task); /* JSON text */
 OMNI_API const char *omni_task_webhook(const omni_task *task); /* JSON text */
-OMNI_API double omni_task_created_at(const omni_task *task);   /* Unix seconds */
+OMNI_API double omni_task_created_at(const omni_task *task);   /* Unix seconds; 0: unknown */
 OMNI_API int omni_task_attempt(const omni_task *task);         /* 1 for the first */
 OMNI_API int omni_task_priority(const omni_task *task);
 OMNI_API int omni_task_lost(
@@ -311,7 +311,8 @@ OMNI_API int omni_run(omni_client *client);
  * after omni_stop(); else as omni_run(). Blocks that long. */
 OMNI_API int omni_run_once(omni_client *client, int64_t timeout_ms);
 /* Makes omni_run(), omni_run_once() or a blocking call return soon: the one that is under way, else the next. From inside a handler: both a
- * blocking call there and the call that runs the handler. omni_process() takes no notice. Any thread, signal handlers too. */
+ * blocking call there and the call that runs the handler (which may be an omni_publish(), and then is -ECANCELED). omni_process() takes no
+ * notice. Any thread, signal handlers too. */
 OMNI_API void omni_stop(omni_client *client);
 /* Makes a waiting omni_run_once() return, or omni_fd() readable. Any thread, signal handlers too. */
 OMNI_API void omni_wakeup(omni_client *client);

@@ -13,8 +13,6 @@
  */
 #include "internal.h"
 
-#include <stdio.h>
-
 enum {
         CONTENT_DEPTH = OM_DEPTH_MAX - 5, /* body, params, tasks, task, payload */
         MANY_BATCH = 200,                 /* of omni_publish_many(): large enough to share a commit, small enough to overlap */
@@ -183,29 +181,40 @@ static void tell(omni_client *c, struct omc_entry *entry, int status, const char
                 ((omni_published_fn *) entry->fn)(c, status, id, error, entry->user);
 }
 
-/* One element of `results`. */
-static void tell_result(omni_client *c, struct omc_entry *entry, struct om_span result) {
-        struct om_json_value v, id;
-        char text[OMNI_ID_SIZE];
-        if (omc_get(result, "error", OM_JSON_OBJECT, &v)) {
+/* One element of `results`: {id}, {id, duplicate} or {error}. Members that it does not know it steps over. False: it cannot be read. */
+static bool tell_result(omni_client *c, struct omc_entry *entry, struct om_json *j) {
+        struct om_json_value key, v, id = { 0 }, error = { 0 };
+        bool duplicate = false;
+        if (om_json_enter_object(j) < 0)
+                return false;
+        int r;
+        while ((r = om_json_next_key(j, &key)) > 0) {
+                if (om_json_value(j, &v) < 0)
+                        return false;
+                if (om_json_string_is(key, "id"))
+                        id = v;
+                else if (om_json_string_is(key, "error"))
+                        error = v;
+                else if (om_json_string_is(key, "duplicate"))
+                        duplicate = v.type == OM_JSON_TRUE;
+        }
+        if (r < 0)
+                return false;
+        if (error.type == OM_JSON_OBJECT) {
                 struct om_error e = OM_ERROR_INIT;
-                int status = om_rpc_parse_error(v.text, &e);
+                int status = om_rpc_parse_error(error.text, &e);
                 tell(c, entry, status < 0 ? status : -EIO, NULL, e.message);
-                return;
+                return true;
         }
-        if (!omc_get(result, "id", OM_JSON_STRING, &id) || (!id.escaped && id.text.len > sizeof(text) + 1) ||
-                id.text.len > 6 * sizeof(text)) {
+        char text[6 * OMNI_ID_SIZE]; /* six characters of JSON are one byte at worst */
+        size_t n = id.type == OM_JSON_STRING && id.text.len <= sizeof(text) ? om_json_decode(id, text) : 0;
+        if (n == 0 || n >= OMNI_ID_SIZE) {
                 tell(c, entry, -EPROTO, NULL, "the daemon answered a publish without an id");
-                return;
+        } else {
+                text[n] = '\0';
+                tell(c, entry, duplicate, text, NULL);
         }
-        char decoded[6 * sizeof(text)];
-        size_t n = om_json_decode(id, decoded);
-        if (n >= sizeof(text))
-                n = sizeof(text) - 1;
-        memcpy(text, decoded, n);
-        text[n] = '\0';
-        bool duplicate = omc_get(result, "duplicate", OM_JSON_TRUE, &v);
-        tell(c, entry, duplicate, text, NULL);
+        return true;
 }
 
 static void done_publish(omni_client *c, struct omc_call *call, struct om_span answer) {
@@ -216,9 +225,8 @@ static void done_publish(omni_client *c, struct omc_call *call, struct om_span a
         if (readable) {
                 om_json_init_valid(&j, results.text);
                 om_json_enter_array(&j);
-                struct om_json_value v;
-                for (; i < call->n_entries && om_json_next_element(&j) > 0 && om_json_value(&j, &v) == 0; i++)
-                        tell_result(c, &call->entries[i], v.text);
+                while (i < call->n_entries && om_json_next_element(&j) > 0 && tell_result(c, &call->entries[i], &j))
+                        i++;
         }
         int status = call->status < 0 ? call->status : -EPROTO;
         const char *error = call->status < 0 ? call->error.message : "the daemon answered for fewer tasks than were published";
@@ -258,10 +266,16 @@ int omni_publish_async(omni_client *c, const omni_publish_options *task, omni_pu
 
 /* -- waiting ------------------------------------------------------------------------------------------------------------ */
 
+static void copy_text(char *into, size_t size, const char *text) {
+        size_t n = text ? strnlen(text, size - 1) : 0;
+        memcpy(into, text ? text : "", n);
+        into[n] = '\0';
+}
+
 static void set_result(omni_publish_result *r, int status, const char *id, const char *error) {
         r->status = status;
-        snprintf(r->id, sizeof(r->id), "%s", id ? id : "");
-        snprintf(r->error, sizeof(r->error), "%.255s", error ? error : "");
+        copy_text(r->id, sizeof(r->id), id);
+        copy_text(r->error, sizeof(r->error), error);
 }
 
 static void keep_result(omni_client *c, int status, const char *id, const char *error, void *user) { set_result(user, status, id, error); }

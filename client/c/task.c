@@ -63,28 +63,36 @@ static const struct {
         [F_REPLY_TO] = FIELD("reply_to", OM_JSON_STRING),
 };
 
-/* Finds the members first … end-1 of `fields` in an object; null counts as absent, except as content. */
-static int find_fields(struct om_span object, int first, int end, struct om_json_value *values, struct om_error *e) {
-        struct om_json j;
+/*
+ * Goes through an object in place and keeps the members first … end-1 of `fields`; null counts as absent, except as content. The reader
+ * ends behind the object: a frame of many large tasks is gone through once.
+ */
+static int find_fields(struct om_json *j, int first, int end, struct om_json_value *values, struct om_error *e) {
         struct om_json_value key, value;
-        om_json_init_valid(&j, object);
-        if (om_json_enter_object(&j) < 0)
-                return om_error_set(e, OM_INVALID, "a task that is no object");
-        while (om_json_next_key(&j, &key) > 0) {
-                if (om_json_value(&j, &value) < 0)
-                        return om_error_set(e, OM_INVALID, "a task that cannot be read");
+        if (om_json_enter_object(j) < 0)
+                return om_error_set(e, OM_INVALID, "%s that is no object", first ? "a payload" : "a task");
+        int r;
+        while ((r = om_json_next_key(j, &key)) > 0) {
                 struct om_span name = om_json_inner(key);
-                for (int i = first; i < end; i++) {
-                        if (name.len != fields[i].len || memcmp(name.p, fields[i].name, name.len) != 0)
-                                continue;
-                        if (value.type & fields[i].types)
-                                values[i] = value;
-                        else if (value.type != OM_JSON_NULL)
-                                return om_error_set(e, OM_INVALID, "a task whose %s is %s", fields[i].name, om_json_type_name(value.type));
-                        break;
+                int i = first;
+                while (i < end && (name.len != fields[i].len || memcmp(name.p, fields[i].name, name.len) != 0))
+                        i++;
+                if (i == F_PAYLOAD && om_json_peek(j) == OM_JSON_OBJECT) {
+                        r = find_fields(j, F_OF_PAYLOAD, F_COUNT, values, e);
+                        if (r < 0)
+                                return r;
+                        continue;
                 }
+                if (om_json_value(j, &value) < 0)
+                        return om_error_set(e, OM_INVALID, "a task that cannot be read");
+                if (i == end)
+                        continue;
+                if (value.type & fields[i].types)
+                        values[i] = value;
+                else if (value.type != OM_JSON_NULL)
+                        return om_error_set(e, OM_INVALID, "a task whose %s is %s", fields[i].name, om_json_type_name(value.type));
         }
-        return 0;
+        return r < 0 ? om_error_set(e, OM_INVALID, "a task that cannot be read") : 0;
 }
 
 /* A string decoded, anything else as its text; zero-terminated. */
@@ -107,13 +115,14 @@ static int32_t small_int(struct om_json_value v, int32_t otherwise) {
         return v.type && om_json_int64(v, &n) == 0 && n >= 0 && n <= INT32_MAX ? (int32_t) n : otherwise;
 }
 
-static int take_task(omni_agent *a, struct om_span object, struct om_error *e) {
+static int take_task(omni_agent *a, struct om_json *j, struct om_error *e) {
         struct om_json_value v[F_COUNT] = { 0 };
-        int r = find_fields(object, 0, F_OF_PAYLOAD, v, e);
-        if (r == 0 && v[F_PAYLOAD].type)
-                r = find_fields(v[F_PAYLOAD].text, F_OF_PAYLOAD, F_COUNT, v, e);
+        om_json_peek(j); /* over white space */
+        struct om_span object = { j->p, 0 };
+        int r = find_fields(j, 0, F_OF_PAYLOAD, v, e);
         if (r < 0)
                 return r;
+        object.len = (size_t) (j->p - object.p);
         int64_t delivery;
         if (!v[F_DELIVERY].type || om_json_int64(v[F_DELIVERY], &delivery) < 0 || delivery < 0)
                 return om_error_set(e, OM_INVALID, "a task without a delivery number");
@@ -134,11 +143,11 @@ static int take_task(omni_agent *a, struct om_span object, struct om_error *e) {
         t->delivery = (uint64_t) delivery;
         t->attempt = small_int(v[F_ATTEMPT], 1);
         t->priority = small_int(v[F_PRIORITY], 0);
-        if (v[F_CREATED_AT].type)
-                om_json_double(v[F_CREATED_AT], &t->created_at);
         char *at = t->text;
         t->json = place(&at, (struct om_json_value){ .type = OM_JSON_OBJECT, .text = object }, false);
         t->json_len = object.len;
+        if (v[F_CREATED_AT].type)
+                t->created_at = (struct om_span){ t->json + (v[F_CREATED_AT].text.p - object.p), v[F_CREATED_AT].text.len };
         t->content = place(&at, v[F_CONTENT], false);
         t->content_len = v[F_CONTENT].text.len;
         t->headers = place(&at, v[F_HEADERS], false);
@@ -158,37 +167,51 @@ static int take_task(omni_agent *a, struct om_span object, struct om_error *e) {
         return 0;
 }
 
-static int read_subscription(struct om_span params, const char *list, int64_t *ret, struct om_json *ret_list, struct om_error *e) {
-        struct om_json_value v;
-        if (!params.p || !omc_get(params, "subscription", OM_JSON_NUMBER, &v) || om_json_int64(v, ret) < 0)
-                return om_error_set(e, OM_INVALID, "no subscription");
-        if (!omc_get(params, list, OM_JSON_ARRAY, &v))
-                return om_error_set(e, OM_INVALID, "no %s", list);
-        om_json_init_valid(ret_list, v.text);
-        om_json_enter_array(ret_list);
-        return 0;
-}
-
-int omc_deliver(omni_client *c, struct om_span params, struct om_error *e) {
-        int64_t subscription;
-        struct om_json j;
-        int r = read_subscription(params, "tasks", &subscription, &j, e);
-        if (r < 0)
-                return r;
+static int take_tasks(omni_client *c, int64_t subscription, struct om_json *j, struct om_error *e) {
         omni_agent *a = omc_agent_of(c, subscription);
         if (!a)
                 return om_error_set(e, OM_INVALID, "tasks for subscription %lld, which there is not", (long long) subscription);
         if (a->leaving)
-                return 0;
-        while ((r = om_json_next_element(&j)) > 0) {
-                struct om_json_value v;
-                if (om_json_value(&j, &v) < 0)
-                        return -EINVAL;
-                r = take_task(a, v.text, e);
+                return om_json_value(j, NULL);
+        if (om_json_enter_array(j) < 0)
+                return om_error_set(e, OM_INVALID, "tasks that are no array");
+        int r;
+        while ((r = om_json_next_element(j)) > 0) {
+                r = take_task(a, j, e);
                 if (r < 0)
                         return r;
         }
         return r;
+}
+
+int omc_deliver(omni_client *c, struct om_span params, struct om_error *e) {
+        int64_t subscription = 0;
+        bool have_subscription = false, taken = false;
+        struct om_json_value key, v, tasks = { 0 };
+        struct om_json j;
+        om_json_init_valid(&j, params.p ? params : OM_SPAN("{}"));
+        om_json_enter_object(&j);
+        while (om_json_next_key(&j, &key) > 0) {
+                if (have_subscription && !taken && om_json_string_is(key, "tasks")) {
+                        int r = take_tasks(c, subscription, &j, e);
+                        if (r < 0)
+                                return r;
+                        taken = true;
+                        continue;
+                }
+                if (om_json_value(&j, &v) < 0)
+                        return -EINVAL;
+                if (om_json_string_is(key, "tasks"))
+                        tasks = v;
+                else if (om_json_string_is(key, "subscription"))
+                        have_subscription = v.type == OM_JSON_NUMBER && om_json_int64(v, &subscription) == 0;
+        }
+        if (taken)
+                return 0;
+        if (!have_subscription || !tasks.type)
+                return om_error_set(e, OM_INVALID, "no subscription or no tasks");
+        om_json_init_valid(&j, tasks.text);
+        return take_tasks(c, subscription, &j, e);
 }
 
 /* -- lost ------------------------------------------------------------------------------------------------------------- */
@@ -219,13 +242,17 @@ void omc_agent_lose_tasks(omni_agent *a) {
 
 int omc_revoked(omni_client *c, struct om_span params, struct om_error *e) {
         int64_t subscription, delivery;
+        struct om_json_value v;
         struct om_json j;
-        int r = read_subscription(params, "deliveries", &subscription, &j, e);
-        if (r < 0)
-                return r;
+        int r;
+        if (!params.p || !omc_get(params, "subscription", OM_JSON_NUMBER, &v) || om_json_int64(v, &subscription) < 0)
+                return om_error_set(e, OM_INVALID, "no subscription");
+        if (!omc_get(params, "deliveries", OM_JSON_ARRAY, &v))
+                return om_error_set(e, OM_INVALID, "no deliveries");
+        om_json_init_valid(&j, v.text);
+        om_json_enter_array(&j);
         omni_agent *a = omc_agent_of(c, subscription);
         while ((r = om_json_next_element(&j)) > 0) {
-                struct om_json_value v;
                 if (om_json_value(&j, &v) < 0 || v.type != OM_JSON_NUMBER || om_json_int64(v, &delivery) < 0)
                         return om_error_set(e, OM_INVALID, "a delivery that is no number");
                 for (struct omc_link *l = a ? a->tasks.next : NULL; a && l != &a->tasks; l = l->next) {
@@ -436,7 +463,7 @@ int omni_task_ack_publish(omni_task *t, const char *result_json, size_t result_l
         c->open_ack = call;
         if (!entry) {
                 omc_task_free(t);
-                return out_of_memory(c);
+                return out_of_memory(c); /* what the batch has so far is told that it is stale */
         }
         struct om_buf *b = &call->frame;
         size_t mark = b->len;
@@ -453,7 +480,10 @@ int omni_task_ack_publish(omni_task *t, const char *result_json, size_t result_l
                 bool memory = !om_buf_ok(b);
                 b->failed = false; /* what stood there before still does */
                 b->len = mark;
-                call->n_entries--;
+                if (--call->n_entries == 0) { /* a request about nothing is none */
+                        omc_call_free(c, call);
+                        c->open_ack = NULL;
+                }
                 if (memory)
                         return out_of_memory(c);
                 int failed = fail_delivery(c, delivery, e.message, "invalid_result", -1, true);
@@ -583,7 +613,12 @@ const char *omni_task_tenant_id(const omni_task *t) { return t->tenant_id; }
 const char *omni_task_traceparent(const omni_task *t) { return t->traceparent; }
 const char *omni_task_headers(const omni_task *t) { return t->headers; }
 const char *omni_task_webhook(const omni_task *t) { return t->webhook; }
-double omni_task_created_at(const omni_task *t) { return t->created_at; }
+double omni_task_created_at(const omni_task *t) {
+        double seconds = 0;
+        if (t->created_at.p)
+                om_json_double((struct om_json_value){ .type = OM_JSON_NUMBER, .text = t->created_at }, &seconds);
+        return seconds;
+}
 int omni_task_attempt(const omni_task *t) { return t->attempt; }
 int omni_task_priority(const omni_task *t) { return t->priority; }
 int omni_task_lost(const omni_task *t) { return t->lost; }

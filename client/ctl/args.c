@@ -7,8 +7,6 @@
  * Nothing is copied: values point into argv.
  */
 #include "client/ctl/args.h"
-#include "proto/json_scan.h"
-#include "proto/rpc.h"
 
 #include <errno.h>
 #include <math.h>
@@ -205,12 +203,6 @@ static int add(struct parser *p, const struct option *o, const char *text, bool 
                         break;
                 case OPT_CHOICE:
                         r = check_choice(p, o, name, text, &arg.number);
-                        break;
-                case OPT_JSON:
-                        r = om_json_check(om_span_of(text), OM_DEPTH_MAX - 4, p->e);
-                        if (r < 0) {
-                                om_error_prefix(p->e, "%s", name);
-                        }
                         break;
                 case OPT_TEXT:
                         if (!*text && !(o->flags & OPT_REPEAT)) {

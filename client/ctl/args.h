@@ -22,7 +22,6 @@ enum option_type {
         OPT_TIME,   /* 2, 0.5, 500ms, 10s, 3min, 2h, 1d: milliseconds; a bare number counts seconds */
         OPT_SIZE,   /* 4096, 64k, 1M, 1G: bytes, powers of 1024 */
         OPT_CHOICE, /* one of `choices` */
-        OPT_JSON,   /* checked to be JSON */
 };
 
 enum {

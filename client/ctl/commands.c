@@ -280,7 +280,7 @@ static const struct option call_options[] = {
         { .name = "method", .value = "METHOD", .type = OPT_TEXT, MUST, .help = "the method's name, such as task.publish" },
         { .name = "params",
                 .value = "PARAMS",
-                .type = OPT_JSON,
+                .type = OPT_TEXT,
                 MAY,
                 .help = "a JSON object (default {}); - reads it from standard input" },
         END,
@@ -619,7 +619,8 @@ const struct command ctl_commands[] = {
                 .options = config_list,
                 .flags = CMD_READS,
                 .run = cmd_config_list,
-                .about = "All settings, or those whose names begin with PREFIX.",
+                .about = "All settings, or those whose names begin with PREFIX. The table leaves out the daemon's own, which begin with "
+                         "\"_\", unless PREFIX asks for them.",
                 .examples = EXAMPLES({ "config list", "all" }) },
         { .path = "config delete",
                 .summary = "delete it",

@@ -13,6 +13,8 @@
 
 /* -- health ------------------------------------------------------------------------------------------------------------ */
 
+enum { HEALTH_TITLES = sizeof("CONNECTIONS") - 1 }; /* the widest title below */
+
 static const struct view_column health_columns[] = {
         { "STATUS", "status", VIEW_STATUS },
         { "WHY", "reasons", VIEW_LIST },
@@ -25,48 +27,42 @@ static const struct view_column health_columns[] = {
         { NULL, NULL, 0 },
 };
 
-/* "bus      local  up  local:/var/lib/omnidaemon  durability always" */
-static void put_part(struct ctl *ctl, const char *title, struct om_json_value part) {
-        static const struct view_column status = { "STATUS", "status", VIEW_STATUS }, text = { "TEXT", "", VIEW_TEXT };
+/* "BUS      local  up  local:  durability strong": numbers of the backend's own are for --format json. */
+static void put_part(struct ctl *ctl, const char *title, unsigned width, struct om_json_value part) {
+        static const char *const first[] = { "name", "status", "url", NULL };
         struct doc_each each = doc_each(part);
-        enum ctl_style style;
 
         if (part.type != OM_JSON_OBJECT) {
                 return;
         }
         ctl_style(ctl, &ctl->out, STYLE_HEAD);
-        om_buf_printf(&ctl->out, "%-13s", title);
+        om_buf_puts(&ctl->out, title);
         ctl_style_end(ctl, &ctl->out);
-        for (int pass = 0; pass < 4; pass++) { /* name, status, url, then the rest with their names */
-                static const char *const first[] = { "name", "status", "url" };
+        text_put_spaces(&ctl->out, width - strlen(title));
+        for (size_t i = 0; first[i]; i++) {
+                struct om_json_value v = doc_get(part, first[i]);
 
-                for (each = doc_each(part); doc_next(&each);) {
-                        bool known = om_json_string_is(each.key, "name") || om_json_string_is(each.key, "status") ||
-                                om_json_string_is(each.key, "url");
-                        struct om_buf value = OM_BUF_INIT, name = OM_BUF_INIT;
-
-                        if (!doc_there(each.value) || (pass < 3 ? !om_json_string_is(each.key, first[pass]) : known)) {
-                                continue;
-                        }
-                        view_put_value(ctl, &value, each.value, pass == 1 ? &status : &text, &style);
-                        if (pass == 3) {
-                                view_put_raw(&name, each.key);
-                                ctl_style(ctl, &ctl->out, STYLE_DIM);
-                                om_buf_put_span(&ctl->out, om_buf_span(&name));
-                                ctl_style_end(ctl, &ctl->out);
-                                om_buf_putc(&ctl->out, ' ');
-                                style = view_status_style(each.value);
-                        }
-                        ctl_style(ctl, &ctl->out, style);
-                        text_put_safe(&ctl->out, om_buf_span(&value));
-                        ctl_style_end(ctl, &ctl->out);
+                if (doc_there(v)) {
                         om_buf_puts(&ctl->out, "  ");
-                        om_buf_deinit(&value);
-                        om_buf_deinit(&name);
+                        ctl_style(ctl, &ctl->out, i == 1 ? view_status_style(v) : STYLE_NONE);
+                        view_put_raw(&ctl->out, v);
+                        ctl_style_end(ctl, &ctl->out);
                 }
         }
-        while (ctl->out.len && ctl->out.data[ctl->out.len - 1] == ' ') {
-                ctl->out.len--;
+        while (doc_next(&each)) {
+                bool known =
+                        om_json_string_is(each.key, "name") || om_json_string_is(each.key, "status") || om_json_string_is(each.key, "url");
+
+                if (!known && each.value.type == OM_JSON_STRING) {
+                        om_buf_puts(&ctl->out, "  ");
+                        ctl_style(ctl, &ctl->out, STYLE_DIM);
+                        view_put_raw(&ctl->out, each.key);
+                        ctl_style_end(ctl, &ctl->out);
+                        om_buf_putc(&ctl->out, ' ');
+                        ctl_style(ctl, &ctl->out, view_status_style(each.value));
+                        view_put_raw(&ctl->out, each.value);
+                        ctl_style_end(ctl, &ctl->out);
+                }
         }
         om_buf_putc(&ctl->out, '\n');
 }
@@ -82,8 +78,8 @@ int cmd_health(struct ctl *ctl) {
                 if (!ctl->quiet) {
                         view_record(ctl, text, health_columns);
                         if (ctl->format == FORMAT_TABLE) {
-                                put_part(ctl, "BUS", doc_get(root, "bus"));
-                                put_part(ctl, "STORAGE", doc_get(root, "storage"));
+                                put_part(ctl, "BUS", HEALTH_TITLES, doc_get(root, "bus"));
+                                put_part(ctl, "STORAGE", HEALTH_TITLES, doc_get(root, "storage"));
                         }
                 }
                 r = doc_is(status, "down") || doc_is(status, "stopping") ? CTL_FAILED : CTL_OK;
@@ -149,6 +145,16 @@ static const struct view_column metrics_agents[] = {
         { NULL, NULL, 0 },
 };
 
+static const struct view_column metrics_daemon[] = {
+        { "DAEMON UP", "uptime_s", VIEW_SECONDS },
+        { "CONNECTIONS SINCE", "connections", VIEW_NUMBER },
+        { "REQUESTS", "requests", VIEW_NUMBER },
+        { "ERRORS", "errors", VIEW_NUMBER },
+        { "RECEIVED", "bytes_in", VIEW_SIZE },
+        { "SENT", "bytes_out", VIEW_SIZE },
+        { NULL, NULL, 0 },
+};
+
 int cmd_metrics(struct ctl *ctl) {
         struct om_buf params = OM_BUF_INIT;
         struct om_span text;
@@ -162,24 +168,11 @@ int cmd_metrics(struct ctl *ctl) {
         if (r == 0 && ctl->format == FORMAT_COMPACT) {
                 view_list(ctl, text, "agents", metrics_agents, "");
         } else if (r == 0 && !view_plain(ctl, text, NULL, NULL)) {
-                struct doc_each each = doc_each(doc_get(doc_root(text), "daemon"));
-
                 view_list(ctl, text, "topics", metrics_topics, "No tasks yet.");
                 om_buf_putc(&ctl->out, '\n');
                 view_list(ctl, text, "agents", metrics_agents, "No agents yet.");
                 om_buf_putc(&ctl->out, '\n');
-                ctl_style(ctl, &ctl->out, STYLE_HEAD);
-                om_buf_puts(&ctl->out, "Since start");
-                ctl_style_end(ctl, &ctl->out);
-                while (doc_next(&each)) {
-                        if (doc_scalar(each.value)) {
-                                om_buf_puts(&ctl->out, "  ");
-                                view_put_raw(&ctl->out, each.key);
-                                om_buf_putc(&ctl->out, ' ');
-                                view_put_raw(&ctl->out, each.value);
-                        }
-                }
-                om_buf_putc(&ctl->out, '\n');
+                view_list(ctl, text, "daemon", metrics_daemon, "");
         }
         free(answer);
         return r;
@@ -217,7 +210,7 @@ int cmd_version(struct ctl *ctl) {
         options.socket_path = args_text(&ctl->args, "socket");
         options.connect_timeout_ms = 0; /* a version is asked for where there may be no daemon: that is no failure here */
         options.call_timeout_ms = 2000;
-        if (omni_new(&options, &client) < 0 || omni_call(client, "hello", "{\"client\":\"omnictl\",\"protocol\":1}", &answer, &len) < 0) {
+        if (omni_new(&options, &client) < 0 || omni_connect(client, 0) < 0 || omni_call(client, "health", NULL, &answer, &len) < 0) {
                 answer = NULL;
         }
         root = doc_root((struct om_span){ answer ? answer : "", answer ? len : 0 });

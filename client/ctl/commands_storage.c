@@ -6,34 +6,61 @@
 #include "client/ctl/view.h"
 #include "proto/rpc.h"
 
+#include <ctype.h>
 #include <stdlib.h>
+#include <string.h>
+
+enum { FACTS_MAX = 40 }; /* of a storage that are shown */
+
+/* "journal_bytes" is shown as "JOURNAL". */
+static const char *title_of(struct om_span key, bool bytes, struct om_arena *arena) {
+        char *title = om_arena_alloc(arena, key.len + 1);
+        size_t len = key.len - (bytes ? sizeof("_bytes") - 1 : 0);
+
+        if (!title) {
+                return key.p;
+        }
+        for (size_t i = 0; i < len; i++) {
+                title[i] = (char) (key.p[i] == '_' ? ' ' : toupper((unsigned char) key.p[i]));
+        }
+        title[len] = '\0';
+        return title;
+}
+
+/* What every storage says, then the storage's own facts under their own names. */
+static void put_health(struct ctl *ctl, struct om_span text) {
+        static const struct view_column first[] = { { "NAME", "name", VIEW_TEXT }, { "STATUS", "status", VIEW_STATUS },
+                { "URL", "url", VIEW_TEXT }, { "LATENCY", "latency_ms", VIEW_MS }, { NULL, NULL, 0 } };
+        struct view_column all[FACTS_MAX + 1];
+        struct doc_each each = doc_each(doc_root(text));
+        struct om_arena arena = { 0 };
+        size_t n = 0;
+
+        for (; first[n].title; n++) {
+                all[n] = first[n];
+        }
+        while (ctl->format == FORMAT_TABLE && n < FACTS_MAX && doc_next(&each)) {
+                struct om_span key = om_arena_copy(&arena, doc_text(each.key, &arena));
+                bool bytes = key.p && key.len > 6 && strcmp(key.p + key.len - 6, "_bytes") == 0;
+
+                if (key.p && !strchr(key.p, '.') && strcmp(key.p, "name") != 0 && strcmp(key.p, "status") != 0 &&
+                        strcmp(key.p, "url") != 0 && strcmp(key.p, "latency_ms") != 0 && doc_scalar(each.value)) {
+                        all[n++] = (struct view_column){ title_of(key, bytes, &arena), key.p, bytes ? VIEW_SIZE : VIEW_TEXT };
+                }
+        }
+        all[n] = (struct view_column){ NULL, NULL, 0 };
+        view_record(ctl, text, all);
+        om_arena_deinit(&arena);
+}
 
 int cmd_storage_health(struct ctl *ctl) {
-        static const struct view_column columns[] = { { "NAME", "name", VIEW_TEXT }, { "STATUS", "status", VIEW_STATUS },
-                { "URL", "url", VIEW_TEXT }, { "LATENCY", "latency_ms", VIEW_MS }, { NULL, NULL, 0 } };
         struct om_span text;
         char *answer = NULL;
         int r = ctl_call(ctl, "storage.health", NULL, &answer, &text);
 
         if (r == 0) {
-                struct om_json_value root = doc_root(text);
-                struct doc_each each = doc_each(root);
-
-                view_record(ctl, text, columns);
-                while (ctl->format == FORMAT_TABLE && doc_next(&each)) { /* the storage's own facts */
-                        bool known = false;
-
-                        for (size_t i = 0; columns[i].title; i++) {
-                                known |= om_json_string_is(each.key, columns[i].path);
-                        }
-                        if (!known && doc_there(each.value)) {
-                                view_put_raw(&ctl->out, each.key);
-                                om_buf_puts(&ctl->out, "  ");
-                                view_put_raw(&ctl->out, each.value);
-                                om_buf_putc(&ctl->out, '\n');
-                        }
-                }
-                r = doc_is(doc_get(root, "status"), "down") ? CTL_FAILED : 0;
+                put_health(ctl, text);
+                r = doc_is(doc_get(doc_root(text), "status"), "down") ? CTL_FAILED : 0;
         }
         free(answer);
         return r;
@@ -158,8 +185,6 @@ int cmd_config_list(struct ctl *ctl) {
                 } else if (ctl->format == FORMAT_TREE) {
                         view_put_tree(ctl, config);
                         each.end = true;
-                } else if (ctl->format == FORMAT_TABLE && doc_count(config) == 0) {
-                        ctl_say(ctl, "No settings.");
                 }
                 while (doc_next(&each)) {
                         if (ctl->format == FORMAT_COMPACT) {
@@ -167,7 +192,7 @@ int cmd_config_list(struct ctl *ctl) {
                                 om_buf_putc(&ctl->out, '\t');
                                 view_put_raw(&ctl->out, each.value);
                                 om_buf_putc(&ctl->out, '\n');
-                        } else {
+                        } else if (args_has(&ctl->args, "prefix") || each.key.text.p[1] != '_') {
                                 struct om_arena arena = { 0 };
                                 struct om_buf line = OM_BUF_INIT;
 
@@ -177,6 +202,9 @@ int cmd_config_list(struct ctl *ctl) {
                                 om_buf_deinit(&line);
                                 om_arena_deinit(&arena);
                         }
+                }
+                if (ctl->format == FORMAT_TABLE && table.n_cells == 0) {
+                        ctl_say(ctl, "No settings.");
                 }
                 table_put(ctl, &ctl->out, &table, ctl->width);
                 table_deinit(&table);

@@ -44,7 +44,7 @@ static void put_from_daemon(struct completion *c, const char *method, const char
         options.socket_path = args_text(&c->line, "socket");
         options.connect_timeout_ms = 0;
         options.call_timeout_ms = DAEMON_MS;
-        if (omni_new(&options, &client) == 0 && omni_call(client, method, params, &answer, &len) >= 0) {
+        if (omni_new(&options, &client) == 0 && omni_connect(client, 0) == 0 && omni_call(client, method, params, &answer, &len) >= 0) {
                 struct doc_each each = doc_each(doc_get(doc_root((struct om_span){ answer, len }), array));
                 struct om_arena arena = { 0 };
 

@@ -175,7 +175,8 @@ bool view_plain(struct ctl *ctl, struct om_span text, const char *array, const s
 }
 
 void view_list(struct ctl *ctl, struct om_span text, const char *array, const struct view_column *columns, const char *empty) {
-        struct doc_each each = doc_each(doc_get(doc_root(text), array));
+        struct om_json_value list = doc_get(doc_root(text), array), one = list.type == OM_JSON_OBJECT ? list : (struct om_json_value){ 0 };
+        struct doc_each each = doc_each(list);
         struct table_column titles[COLUMNS_MAX];
         struct table table;
         size_t n = 0, rows = 0;
@@ -191,12 +192,14 @@ void view_list(struct ctl *ctl, struct om_span text, const char *array, const st
                         .keep = kind == VIEW_ID || kind == VIEW_TIME || kind == VIEW_STATUS };
         }
         table_init(&table, titles, n);
-        for (; doc_next(&each); rows++) {
+        for (; one.type ? rows == 0 : doc_next(&each); rows++) {
+                struct om_json_value record = one.type ? one : each.value;
+
                 for (size_t i = 0; i < n; i++) {
                         struct om_buf cell = OM_BUF_INIT;
                         enum ctl_style style;
 
-                        view_put_value(ctl, &cell, doc_get(each.value, columns[i].path), &columns[i], &style);
+                        view_put_value(ctl, &cell, doc_get(record, columns[i].path), &columns[i], &style);
                         table_add(&table, om_buf_span(&cell), style);
                         table.failed |= cell.failed;
                         om_buf_deinit(&cell);
@@ -244,6 +247,20 @@ static void put_field(struct ctl *ctl, const struct view_column *c, struct om_js
         om_buf_deinit(&safe);
 }
 
+/* Whether a record's field is worth a line. null is, where any value may stand: a result can be null. */
+static bool worth_a_line(struct om_json_value v, enum view_kind kind) {
+        switch (v.type) {
+        case OM_JSON_NULL:
+                return kind == VIEW_JSON;
+        case OM_JSON_FALSE:
+                return kind != VIEW_YES;
+        case OM_JSON_ARRAY:
+                return kind != VIEW_LIST || doc_count(v) > 0;
+        default:
+                return v.type != 0;
+        }
+}
+
 void view_record(struct ctl *ctl, struct om_span text, const struct view_column *columns) {
         struct om_json_value root = doc_root(text);
         unsigned title_width = 0;
@@ -254,13 +271,22 @@ void view_record(struct ctl *ctl, struct om_span text, const struct view_column 
         for (const struct view_column *c = columns; c->title; c++) {
                 unsigned w = text_width(om_span_of(c->title));
 
-                title_width = doc_there(doc_get(root, c->path)) && w > title_width ? w : title_width;
+                title_width = worth_a_line(doc_get(root, c->path), c->kind) && w > title_width ? w : title_width;
         }
         for (const struct view_column *c = columns; c->title; c++) {
                 struct om_json_value v = doc_get(root, c->path);
 
-                if (v.type && (v.type != OM_JSON_NULL || c->kind == VIEW_JSON) && !(v.type == OM_JSON_FALSE && c->kind == VIEW_YES)) {
+                if (worth_a_line(v, c->kind)) {
                         put_field(ctl, c, v, title_width);
                 }
+        }
+}
+
+void view_more(struct ctl *ctl, struct om_span text) {
+        if (ctl->format == FORMAT_TABLE && ctl->out_tty && !ctl->quiet && doc_there(doc_get(doc_root(text), "cursor"))) {
+                ctl_style(ctl, &ctl->out, STYLE_DIM);
+                om_buf_puts(&ctl->out, "There are more: --limit N, or --all.");
+                ctl_style_end(ctl, &ctl->out);
+                om_buf_putc(&ctl->out, '\n');
         }
 }

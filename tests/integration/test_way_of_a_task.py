@@ -288,9 +288,9 @@ def a_batch_publishes_the_good_and_refuses_the_bad_in_place():
 def delay_ttl_priority_and_keys_are_kept():
     c, t = shared.connect(), topic()
     c.call("task.publish", tasks=[{"topic": t, "payload": {"content": i}, "priority": p} for i, p in enumerate((0, 9, 5, 9))])
-    expired = c.publish(t, "expired", ttl_ms=30)
-    time.sleep(0.05)
     c.register(t, "a", prefetch=1)
+    expired = c.publish(t, "expired", ttl_ms=30)
+    time.sleep(0.05)  # the first task is with the worker meanwhile
     order = []
     for _ in range(4):
         task = c.next_task()

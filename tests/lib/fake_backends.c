@@ -355,6 +355,7 @@ void fake_set_up(void) {
                 .max_frame_bytes = OM_FRAME_MAX_DEFAULT,
                 .prefetch = 10,
                 .dlq_retry_limit = 3,
+                .reclaim_idle_ms = 180000,
                 .retry_backoff_ms = 1000,
                 .retry_backoff_max_ms = 60000,
                 .result_ttl_ms = 86400000,

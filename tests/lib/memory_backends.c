@@ -150,8 +150,9 @@ static struct om_bus *bus;
 
 static void copy(char *to, size_t size, struct om_span from) { snprintf(to, size, "%.*s", OM_PRI(from)); }
 
+static void pump(struct om_bus_sub *g);
 static void deliver_post(struct om_post *post) {
-        struct om_bus_sub *g = (struct om_bus_sub *) ((char *) post - offsetof(struct om_bus_sub, post));
+        struct om_bus_sub *g = (void *) ((char *) post - offsetof(struct om_bus_sub, post));
         struct om_delivery *list[64];
         size_t n = 0;
 
@@ -171,6 +172,8 @@ static void deliver_post(struct om_post *post) {
                 mem.max_out = mem.out;
         if (n)
                 bus->events->deliver(g->core, list, n);
+        if (n == 64)
+                pump(g);
 }
 static void pump(struct om_bus_sub *g) {
         if (g->posted || !g->served)
@@ -344,7 +347,7 @@ static void entry_remove(struct entry *e) {
         free(e);
 }
 static void due(struct om_post *post) {
-        struct entry *e = (struct entry *) ((char *) post - offsetof(struct entry, post));
+        struct entry *e = (void *) ((char *) post - offsetof(struct entry, post));
 
         pump(e->group);
 }

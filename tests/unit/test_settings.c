@@ -310,8 +310,8 @@ START_TEST(test_help_and_the_like_read_nothing_else) {
 END_TEST
 
 START_TEST(test_a_slip_in_the_environment_is_noted_and_not_fatal) {
-        assert_read(ARGS(), ENV("PREFECTH=5", "OMNIDAEMON_WHATEVER=1", "PATH=/bin", "STORAGE=x"));
-        ck_assert(noted("PREFECTH"));
+        assert_read(ARGS(), ENV("PREFFETCH=5", "OMNIDAEMON_WHATEVER=1", "PATH=/bin", "STORAGE=x"));
+        ck_assert(noted("PREFFETCH"));
         ck_assert(noted("did you mean PREFETCH?"));
         ck_assert(noted("OMNIDAEMON_WHATEVER"));
         ck_assert(!noted("PATH;"));

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * json_scan against jansson: both say the same of validity, and every value that they find is the same. Where they differ by design, the
+ * text is left out: jansson refuses \u0000 in keys, numbers beyond its types, and nothing deeper than its own limit.
+ */
+#include <errno.h>
+#include <jansson.h>
+#include <math.h>
+#include <string.h>
+
+#include "../../proto/json_scan.h"
+#include "../../proto/rpc.h"
+#include "fuzz.h"
+
+static void compare(struct om_json *j, const json_t *tree);
+
+static void compare_scalar(struct om_json_value v, const json_t *tree) {
+        struct om_arena arena = { 0 };
+        int64_t i;
+        double d;
+
+        switch (json_typeof(tree)) {
+        case JSON_STRING: {
+                struct om_span s = om_json_string(v, &arena);
+                MUST(v.type == OM_JSON_STRING && s.len == json_string_length(tree) && memcmp(s.p, json_string_value(tree), s.len) == 0);
+                break;
+        }
+        case JSON_INTEGER:
+                MUST(v.type == OM_JSON_NUMBER && om_json_int64(v, &i) == 0 && i == json_integer_value(tree));
+                break;
+        case JSON_REAL:
+                MUST(v.type == OM_JSON_NUMBER && om_json_double(v, &d) == 0 && d == json_real_value(tree));
+                break;
+        case JSON_TRUE:
+                MUST(v.type == OM_JSON_TRUE);
+                break;
+        case JSON_FALSE:
+                MUST(v.type == OM_JSON_FALSE);
+                break;
+        default:
+                MUST(v.type == OM_JSON_NULL);
+        }
+        om_arena_deinit(&arena);
+}
+
+static void compare_object(struct om_json *j, const json_t *tree) {
+        struct om_arena arena = { 0 };
+        struct om_json_value key;
+        size_t n = 0;
+        int r;
+
+        MUST(om_json_enter_object(j) == 0);
+        while ((r = om_json_next_key(j, &key)) == 1) {
+                struct om_span name = om_json_string(key, &arena);
+                const json_t *member = json_object_getn(tree, name.p, name.len);
+                MUST(member);
+                compare(j, member);
+                n++;
+        }
+        MUST(r == 0 && n == json_object_size(tree));
+        om_arena_deinit(&arena);
+}
+
+static void compare(struct om_json *j, const json_t *tree) {
+        struct om_json_value v;
+        size_t n = 0;
+        int r;
+
+        if (json_is_object(tree)) {
+                compare_object(j, tree);
+        } else if (json_is_array(tree)) {
+                MUST(om_json_enter_array(j) == 0);
+                while ((r = om_json_next_element(j)) == 1)
+                        compare(j, json_array_get(tree, n++));
+                MUST(r == 0 && n == json_array_size(tree));
+        } else {
+                MUST(om_json_value(j, &v) == 0);
+                compare_scalar(v, tree);
+        }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+        struct om_span text = { (const char *) data, size };
+        struct om_json j;
+        struct om_json_value v;
+        struct om_error e = OM_ERROR_INIT;
+        json_error_t why;
+
+        om_json_init(&j, text, OM_DEPTH_MAX);
+        int valid = om_json_value(&j, &v) == 0 && om_json_finish(&j) == 0;
+        MUST(valid == (om_json_check(text, OM_DEPTH_MAX, &e) == 0));
+        MUST(valid || e.message[0]);
+        if (valid) { /* what was accepted can be stepped over without checking, to the same end */
+                struct om_json again;
+                struct om_json_value w;
+                om_json_init_valid(&again, v.text);
+                MUST(om_json_value(&again, &w) == 0 && w.text.p == v.text.p && w.text.len == v.text.len && w.type == v.type);
+                MUST(om_json_finish(&again) == 0);
+        }
+        json_t *tree = json_loadb((const char *) data, size, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why);
+        if (tree && valid) {
+                om_json_init(&j, text, OM_DEPTH_MAX);
+                compare(&j, tree);
+        } else if (tree) {
+                MUST(om_json_check(text, 2048, &e) == 0); /* only the depth may part us */
+        } else if (valid) {
+                enum json_error_code code = json_error_code(&why);
+                MUST(code == json_error_duplicate_key || code == json_error_numeric_overflow || code == json_error_null_byte_in_key ||
+                        code == json_error_null_character);
+        }
+        json_decref(tree);
+        return 0;
+}
