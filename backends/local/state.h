@@ -506,6 +506,7 @@ void held_unqueue(struct om_bus *b, struct held *h); /* out of where its state h
 void held_free(struct om_bus *b, struct held *h);    /* hands its key on */
 void retries_due(struct om_bus *b);
 int redelivered_flush(struct om_bus *b);
+void held_not_redelivered(struct om_bus *b, struct held *h); /* the next flush does not count what is out */
 void delivery_unlink(struct local_delivery *d);
 void group_revoke(struct om_bus *b, struct group *g, struct attach *only); /* takes back what is out, of one attachment or all */
 

@@ -182,8 +182,13 @@ static void subscribe_committed(struct om_bus *b, struct msg_subscribe *m) {
 static int unsubscribe_apply(struct om_bus *b, struct om_bus_sub *s) {
         s->leaving = true;
         for (struct local_delivery *d = s->out; d; d = d->next) {
-                int r = d->held ? pend_put(b, d->held, d->held->attempts, 0) : 0;
+                struct held *h = d->held;
+                int r;
 
+                if (!h)
+                        continue;
+                held_not_redelivered(b, h); /* or the flush would count it after all */
+                r = pend_put(b, h, h->attempts, 0);
                 if (r)
                         return r;
         }
