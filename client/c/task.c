@@ -225,18 +225,34 @@ void omc_task_free(omni_task *t) {
 }
 
 static void lose(omni_task *t) {
-        if (omc_linked(&t->ready)) { /* nobody has seen it */
-                omc_task_free(t);
-        } else if (!t->lost) {
-                t->lost = true;
+        if (!t->lost)
                 t->agent->held--;
+        t->lost = true;
+}
+
+/* What is lost and was not given to a handler yet: nobody has seen it. */
+static void drop_unseen(omni_agent *a) {
+        for (struct omc_link *l = a->tasks.next, *next; l != &a->tasks; l = next) {
+                next = l->next;
+                omni_task *t = omc_of(omni_task, link, l);
+                if (t->lost && omc_linked(&t->ready))
+                        omc_task_free(t);
         }
 }
 
 void omc_agent_lose_tasks(omni_agent *a) {
-        for (struct omc_link *l = a->tasks.next, *next; l != &a->tasks; l = next) {
-                next = l->next;
+        for (struct omc_link *l = a->tasks.next; l != &a->tasks; l = l->next)
                 lose(omc_of(omni_task, link, l));
+        drop_unseen(a);
+}
+
+static void lose_delivery(omni_agent *a, uint64_t delivery) {
+        for (struct omc_link *l = a->tasks.next; l != &a->tasks; l = l->next) {
+                omni_task *t = omc_of(omni_task, link, l);
+                if (!t->lost && t->delivery == delivery) {
+                        lose(t);
+                        return;
+                }
         }
 }
 
@@ -255,49 +271,58 @@ int omc_revoked(omni_client *c, struct om_span params, struct om_error *e) {
         while ((r = om_json_next_element(&j)) > 0) {
                 if (om_json_value(&j, &v) < 0 || v.type != OM_JSON_NUMBER || om_json_int64(v, &delivery) < 0)
                         return om_error_set(e, OM_INVALID, "a delivery that is no number");
-                for (struct omc_link *l = a ? a->tasks.next : NULL; a && l != &a->tasks; l = l->next) {
-                        omni_task *t = omc_of(omni_task, link, l);
-                        if (!t->lost && t->delivery == (uint64_t) delivery) {
-                                lose(t);
-                                break;
-                        }
-                }
+                if (a)
+                        lose_delivery(a, (uint64_t) delivery);
         }
+        if (a)
+                drop_unseen(a);
         return r;
 }
 
 /* -- extending -------------------------------------------------------------------------------------------------------- */
 
-static int send_extend(omni_client *c, omni_agent *a, omni_task *only) {
-        size_t n = 0;
-        struct omc_call *call = NULL;
-        for (struct omc_link *l = a->tasks.next;; l = l->next) {
-                omni_task *t = l == &a->tasks ? NULL : omc_of(omni_task, link, l);
-                if (call && (!t || n == c->batch_max)) {
-                        om_buf_lit(&call->frame, "]}");
-                        int r = omc_call_queue(c, call, false);
-                        if (r < 0) {
-                                omc_call_free(c, call);
-                                return r;
-                        }
-                        call = NULL;
+static struct omc_call *extend_begin(omni_client *c) {
+        struct omc_call *call = omc_call_new(c, OMC_ONE_WAY);
+        if (!call)
+                return NULL;
+        om_rpc_begin_notification(&call->frame, "task.extend");
+        om_buf_lit(&call->frame, "{\"deliveries\":[");
+        return call;
+}
+
+static int extend_end(omni_client *c, struct omc_call *call) {
+        om_buf_lit(&call->frame, "]}");
+        int r = omc_call_queue(c, call, false);
+        if (r < 0)
+                omc_call_free(c, call);
+        return r;
+}
+
+/* All tasks that the agent holds, in as many frames as the daemon's limit asks for. */
+static int extend_all(omni_client *c, omni_agent *a) {
+        struct omc_link *l = a->tasks.next;
+        while (l != &a->tasks) {
+                struct omc_call *call = extend_begin(c);
+                if (!call)
+                        return -ENOMEM;
+                size_t n = 0;
+                for (; l != &a->tasks && n < c->batch_max; l = l->next) {
+                        const omni_task *t = omc_of(omni_task, link, l);
+                        if (t->lost)
+                                continue;
+                        if (n++)
+                                om_buf_putc(&call->frame, ',');
+                        om_buf_u64(&call->frame, t->delivery);
                 }
-                if (!t)
+                if (n == 0) {
+                        omc_call_free(c, call);
                         return 0;
-                if (t->lost || (only && t != only))
-                        continue;
-                if (!call) {
-                        call = omc_call_new(c, OMC_ONE_WAY);
-                        if (!call)
-                                return -ENOMEM;
-                        om_rpc_begin_notification(&call->frame, "task.extend");
-                        om_buf_lit(&call->frame, "{\"deliveries\":[");
-                        n = 0;
                 }
-                if (n++)
-                        om_buf_putc(&call->frame, ',');
-                om_buf_u64(&call->frame, t->delivery);
+                int r = extend_end(c, call);
+                if (r < 0)
+                        return r;
         }
+        return 0;
 }
 
 void omc_extend_due(omni_client *c, int64_t now) {
@@ -310,7 +335,7 @@ void omc_extend_due(omni_client *c, int64_t now) {
                 } else if (!a->extend_at_ms) {
                         a->extend_at_ms = now + a->extend_every_ms;
                 } else if (now >= a->extend_at_ms) {
-                        send_extend(c, a, NULL);
+                        extend_all(c, a);
                         a->extend_at_ms = now + a->extend_every_ms;
                 }
         }
@@ -320,7 +345,11 @@ int omni_task_extend(omni_task *t) {
         omni_client *c = t->agent->client;
         if (t->lost)
                 return omc_fail(c, -ESTALE, "the lease of task %s is over", t->id);
-        int r = send_extend(c, t->agent, t);
+        struct omc_call *call = extend_begin(c);
+        if (!call)
+                return omc_fail(c, -ENOMEM, "out of memory");
+        om_buf_u64(&call->frame, t->delivery);
+        int r = extend_end(c, call);
         if (r < 0)
                 return omc_fail(c, r, "out of memory");
         omc_close_batches(c);
