@@ -312,6 +312,7 @@ static int query_dead(struct om_bus *b, struct msg_query *m, struct om_bus_query
 static int query_health(struct om_bus *b, struct om_bus_query *q) {
         static const char *const names[] = { "always", "interval", "memory" };
         struct om_buf out = OM_BUF_INIT;
+        unsigned deleting = 0;
 
         om_buf_lit(&out, "{\"path\":");
         om_buf_json_string(&out, b->path, strlen(b->path));
@@ -326,6 +327,9 @@ static int query_health(struct om_bus *b, struct om_bus_query *q) {
                 names[b->settings.durability], env_used_bytes(b), b->map_bytes, b->bytes);
         om_buf_printf(&out, ",\"topics\":%u,\"groups\":%u,\"commits\":%" PRIu64, HASH_CNT(hh_name, b->topics),
                 HASH_CNT(hh_name, b->group_names), b->commits);
+        for (struct job *j = b->jobs; j; j = j->next)
+                deleting++;
+        om_buf_printf(&out, ",\"deleting\":%u", deleting);
         om_buf_printf(&out, ",\"last_commit_us\":%" PRIu64 ",\"tasks_per_commit\":%.1f}", b->last_commit_ns / 1000,
                 b->commits ? (double) b->commit_tasks / (double) b->commits : 0.0);
         if (om_buf_ok(&out))
