@@ -1260,7 +1260,7 @@ static void script_async(struct fake *f) {
         ck_assert(fake_has(f, "\"content\":\"first\"") && fake_has(f, "\"content\":\"second\""));
         ck_assert(fake_has(f,
                 "\"payload\":{\"content\":\"second\",\"reply_to\":\"r\",\"webhook\":\"http://x\"},\"key\":\"k\","
-                "\"idempotency_key\":\"i\",\"correlation_id\":\"co\",\"causation_id\":\"ca\",\"source\":\"s\",\"tenant_id\":\"te\","
+                "\"idempotency_key\":\"i\",\"correlation_id\":\"co\",\"causation_id\":\"ca\",\"source\":\"s\",\"tenant_id\":\"acme\","
                 "\"traceparent\":\"tr\",\"headers\":{\"h\":\"v\"},\"priority\":9,\"ttl_ms\":1,\"delay_ms\":2}"));
         fake_reply(f, "{\"results\":[{\"id\":\"1\"},{\"error\":{\"code\":-32000,\"message\":\"full\",\"data\":{\"kind\":\"limit\"}}}]}");
         fake_expect(f, "task.publish");
@@ -1292,7 +1292,7 @@ START_TEST(test_publishes_of_one_turn_travel_together_and_are_told_apart) {
         task.content = "\"second\" ";
         task.content_len = 8;
         task.reply_to = "r", task.webhook = "\"http://x\"", task.key = "k", task.idempotency_key = "i", task.correlation_id = "co";
-        task.causation_id = "ca", task.source = "s", task.tenant_id = "te", task.traceparent = "tr", task.headers = "{\"h\":\"v\"}";
+        task.causation_id = "ca", task.source = "s", task.tenant_id = "acme", task.traceparent = "tr", task.headers = "{\"h\":\"v\"}";
         task.priority = 9, task.ttl_ms = 1, task.delay_ms = 2;
         ck_assert_int_eq(omni_publish_async(c, &task, keep_published, &second), 0);
         ck_assert_int_eq(first.n, 0);
@@ -1451,6 +1451,7 @@ START_TEST(test_stop_and_wakeup_come_from_other_threads) {
 END_TEST
 
 static omni_client *signalled;
+/* NOLINTNEXTLINE(bugprone-signal-handler): omni_stop() is made for this. */
 static void on_alarm(int number) { omni_stop(signalled); }
 
 START_TEST(test_stop_comes_from_a_signal_handler) {
