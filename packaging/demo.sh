@@ -60,15 +60,16 @@ run omnictl health "${format[@]}"
 heading "2. A plain program becomes an agent"
 cat >count-words.sh <<'PROGRAM'
 #!/bin/sh
-# Reads text, prints how many words and lines it has. Knows nothing of OmniDaemon.
+# Counts the words and letters of a text on standard input. Knows nothing of OmniDaemon.
 text=$(cat)
-case $text in *"no words"*) echo "what is this? it says it has no words" >&2; exit 1 ;; esac
-set -- $(printf '%s\n' "$text" | wc -lw)
-echo "{\"words\": $2, \"lines\": $1}"
+case $text in
+*"no words"*) echo "it says that it has no words" >&2; exit 1 ;;
+esac
+set -- $(printf '%s' "$text" | wc -wm)
+echo "{\"words\": $1, \"letters\": $2}"
 PROGRAM
 chmod +x count-words.sh
-shown "cat count-words.sh"
-tail -n +3 count-words.sh
+run cat count-words.sh
 shown "omnictl agent run --topic words --name counter --workers 2 --raw --retry-limit 1 --retry-backoff 200ms -- ./count-words.sh &"
 omnictl agent run --topic words --name counter --workers 2 --raw --retry-limit 1 --retry-backoff 200ms -- ./count-words.sh >agent.log 2>&1 &
 agent=$!
@@ -94,6 +95,7 @@ run omnictl task list --status completed --limit 6 "${format[@]}"
 
 heading "5. The task that failed, twice, is a dead letter"
 run omnictl dlq list "${format[@]}"
+run omnictl dlq show words counter "$(omnictl dlq list words counter --format compact | cut -f3)" "${format[@]}"
 
 heading "6. What the daemon says of itself"
 run omnictl bus stats "${format[@]}"

@@ -138,7 +138,7 @@ static int subscribe_apply(struct om_bus *b, struct msg_subscribe *m) {
 
         m->m.status = 0;
         m->created = !g || g->deleted;
-        if (g && g->sub) {
+        if (g && g->sub && !g->sub->leaving) {
                 m->m.status = om_error_set(&m->m.error, OM_EXISTS, "the group is served already");
                 return 0;
         }
@@ -180,9 +180,15 @@ static void subscribe_committed(struct om_bus *b, struct msg_subscribe *m) {
 
 /* What was on its way to a group that is not served any more comes back, not counted. */
 static int unsubscribe_apply(struct om_bus *b, struct om_bus_sub *s) {
+        s->leaving = true;
         for (struct local_delivery *d = s->out; d; d = d->next) {
-                int r = d->held ? pend_put(b, d->held, d->held->attempts, 0) : 0;
+                struct held *h = d->held;
+                int r;
 
+                if (!h)
+                        continue;
+                held_not_redelivered(b, h); /* or the flush would count it after all */
+                r = pend_put(b, h, h->attempts, 0);
                 if (r)
                         return r;
         }

@@ -51,8 +51,8 @@ static int list(
         if (r == 0) {
                 view_list(ctl, om_buf_span(&all), array, columns, empty);
         }
-        if (r == 0 && ctl->format == FORMAT_TABLE && doc_there(doc_get(doc_root(om_buf_span(&all)), "cursor"))) {
-                ctl_note(ctl, "There are more: --limit N, or --all.");
+        if (r == 0) {
+                view_more(ctl, om_buf_span(&all));
         }
         om_buf_deinit(&params);
         om_buf_deinit(&all);

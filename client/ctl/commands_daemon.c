@@ -145,6 +145,16 @@ static const struct view_column metrics_agents[] = {
         { NULL, NULL, 0 },
 };
 
+static const struct view_column metrics_daemon[] = {
+        { "DAEMON UP", "uptime_s", VIEW_SECONDS },
+        { "CONNECTIONS SINCE", "connections", VIEW_NUMBER },
+        { "REQUESTS", "requests", VIEW_NUMBER },
+        { "ERRORS", "errors", VIEW_NUMBER },
+        { "RECEIVED", "bytes_in", VIEW_SIZE },
+        { "SENT", "bytes_out", VIEW_SIZE },
+        { NULL, NULL, 0 },
+};
+
 int cmd_metrics(struct ctl *ctl) {
         struct om_buf params = OM_BUF_INIT;
         struct om_span text;
@@ -158,24 +168,11 @@ int cmd_metrics(struct ctl *ctl) {
         if (r == 0 && ctl->format == FORMAT_COMPACT) {
                 view_list(ctl, text, "agents", metrics_agents, "");
         } else if (r == 0 && !view_plain(ctl, text, NULL, NULL)) {
-                struct doc_each each = doc_each(doc_get(doc_root(text), "daemon"));
-
                 view_list(ctl, text, "topics", metrics_topics, "No tasks yet.");
                 om_buf_putc(&ctl->out, '\n');
                 view_list(ctl, text, "agents", metrics_agents, "No agents yet.");
                 om_buf_putc(&ctl->out, '\n');
-                ctl_style(ctl, &ctl->out, STYLE_HEAD);
-                om_buf_puts(&ctl->out, "Since start");
-                ctl_style_end(ctl, &ctl->out);
-                while (doc_next(&each)) {
-                        if (doc_scalar(each.value)) {
-                                om_buf_puts(&ctl->out, "  ");
-                                view_put_raw(&ctl->out, each.key);
-                                om_buf_putc(&ctl->out, ' ');
-                                view_put_raw(&ctl->out, each.value);
-                        }
-                }
-                om_buf_putc(&ctl->out, '\n');
+                view_list(ctl, text, "daemon", metrics_daemon, "");
         }
         free(answer);
         return r;

@@ -185,8 +185,6 @@ int cmd_config_list(struct ctl *ctl) {
                 } else if (ctl->format == FORMAT_TREE) {
                         view_put_tree(ctl, config);
                         each.end = true;
-                } else if (ctl->format == FORMAT_TABLE && doc_count(config) == 0) {
-                        ctl_say(ctl, "No settings.");
                 }
                 while (doc_next(&each)) {
                         if (ctl->format == FORMAT_COMPACT) {
@@ -204,6 +202,9 @@ int cmd_config_list(struct ctl *ctl) {
                                 om_buf_deinit(&line);
                                 om_arena_deinit(&arena);
                         }
+                }
+                if (ctl->format == FORMAT_TABLE && table.n_cells == 0) {
+                        ctl_say(ctl, "No settings.");
                 }
                 table_put(ctl, &ctl->out, &table, ctl->width);
                 table_deinit(&table);

@@ -109,8 +109,8 @@ static int list(struct ctl *ctl, const char *method, struct om_buf *params, cons
         if (r == 0) {
                 view_list(ctl, om_buf_span(&all), "tasks", list_columns, empty);
         }
-        if (r == 0 && ctl->format == FORMAT_TABLE && doc_there(doc_get(doc_root(om_buf_span(&all)), "cursor"))) {
-                ctl_note(ctl, "There are more: --limit N, or --all.");
+        if (r == 0) {
+                view_more(ctl, om_buf_span(&all));
         }
         om_buf_deinit(&all);
         om_buf_deinit(params);

@@ -228,7 +228,10 @@ static int turn(struct run *run) {
                 }
         }
         take_signals(run);
-        r = omni_process(run->ctl->client);
+        r = omni_run_once(run->ctl->client, 0);
+        if (r >= 0 && !omni_agent_active(run->agent)) {
+                r = omni_run_once(run->ctl->client, 0); /* says at its beginning whether the agent was deleted */
+        }
         end_lost(run);
         now = term_seconds();
         for (size_t i = 0; i < run->n_workers; i++) {

@@ -31,7 +31,7 @@ __attribute__((format(printf, 2, 0))) static void put_error_line(const char *pre
         free(text);
 }
 
-static void put_prefixed(struct ctl *ctl, const char *format, va_list args) {
+__attribute__((format(printf, 2, 0))) static void put_prefixed(struct ctl *ctl, const char *format, va_list args) {
         char prefix[64];
 
         snprintf(prefix, sizeof(prefix), "%.40s: ", ctl->program);

@@ -135,6 +135,9 @@ void table_put(struct ctl *ctl, struct om_buf *b, struct table *t, unsigned widt
                                 put_cell(ctl, b, t->cells[k + i].text, t->cells[k + i].style, widths[i], t->columns[i].right, i == last);
                         }
                 }
+                while (b->len && b->data[b->len - 1] == ' ') { /* empty cells at the end */
+                        b->len--;
+                }
                 om_buf_putc(b, '\n');
         }
 }

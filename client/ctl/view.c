@@ -175,7 +175,8 @@ bool view_plain(struct ctl *ctl, struct om_span text, const char *array, const s
 }
 
 void view_list(struct ctl *ctl, struct om_span text, const char *array, const struct view_column *columns, const char *empty) {
-        struct doc_each each = doc_each(doc_get(doc_root(text), array));
+        struct om_json_value list = doc_get(doc_root(text), array), one = list.type == OM_JSON_OBJECT ? list : (struct om_json_value){ 0 };
+        struct doc_each each = doc_each(list);
         struct table_column titles[COLUMNS_MAX];
         struct table table;
         size_t n = 0, rows = 0;
@@ -191,12 +192,14 @@ void view_list(struct ctl *ctl, struct om_span text, const char *array, const st
                         .keep = kind == VIEW_ID || kind == VIEW_TIME || kind == VIEW_STATUS };
         }
         table_init(&table, titles, n);
-        for (; doc_next(&each); rows++) {
+        for (; one.type ? rows == 0 : doc_next(&each); rows++) {
+                struct om_json_value record = one.type ? one : each.value;
+
                 for (size_t i = 0; i < n; i++) {
                         struct om_buf cell = OM_BUF_INIT;
                         enum ctl_style style;
 
-                        view_put_value(ctl, &cell, doc_get(each.value, columns[i].path), &columns[i], &style);
+                        view_put_value(ctl, &cell, doc_get(record, columns[i].path), &columns[i], &style);
                         table_add(&table, om_buf_span(&cell), style);
                         table.failed |= cell.failed;
                         om_buf_deinit(&cell);
@@ -276,5 +279,14 @@ void view_record(struct ctl *ctl, struct om_span text, const struct view_column 
                 if (worth_a_line(v, c->kind)) {
                         put_field(ctl, c, v, title_width);
                 }
+        }
+}
+
+void view_more(struct ctl *ctl, struct om_span text) {
+        if (ctl->format == FORMAT_TABLE && ctl->out_tty && !ctl->quiet && doc_there(doc_get(doc_root(text), "cursor"))) {
+                ctl_style(ctl, &ctl->out, STYLE_DIM);
+                om_buf_puts(&ctl->out, "There are more: --limit N, or --all.");
+                ctl_style_end(ctl, &ctl->out);
+                om_buf_putc(&ctl->out, '\n');
         }
 }

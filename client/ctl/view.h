@@ -34,8 +34,11 @@ struct view_column {
         enum view_kind kind;
 };
 
-/* Elements of the array at `array` ("" for the answer itself) of the answer `text`. `empty` is said when there are none. */
+/* Elements of the array (or the one object) at `array` ("" for the answer itself) of the answer `text`. `empty` is said when there are
+ * none. */
 void view_list(struct ctl *ctl, struct om_span text, const char *array, const struct view_column *columns, const char *empty);
+/* After a list on a terminal: says so when the answer has a cursor, so that nobody takes a page for all there is. */
+void view_more(struct ctl *ctl, struct om_span text);
 /* One record: a line for each column that is there. */
 void view_record(struct ctl *ctl, struct om_span text, const struct view_column *columns);
 /* Where json, tree (and with `compact` NULL only these) are wanted, writes the answer and returns true. With compact columns these too. */
