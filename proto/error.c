@@ -16,6 +16,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#undef om_error_set /* error.h's, for the analyzer */
+#undef om_error_set_code
+#undef om_error_set_errno
+
 static const struct {
         const char *name;
         int error;
