@@ -212,9 +212,7 @@ static void count_settled(struct om_lease *lease) {
 
 /* -- stages ---------------------------------------------------------------------------------------------------------------- */
 
-static struct om_lease *lease_of_save(struct om_result_save *save) {
-        return (void *) ((char *) save - offsetof(struct om_lease, save));
-}
+static struct om_lease *lease_of_save(struct om_result_save *save) { return (void *) ((char *) save - offsetof(struct om_lease, save)); }
 
 static void saved(struct om_result_save *save, int status, const struct om_error *error) {
         struct om_lease *lease = lease_of_save(save);

@@ -6,8 +6,9 @@
  *
  * What is always true:
  *   - the socket is taken before bus and storage are opened: a second daemon ends before it touches anything of the first;
- *   - clients are served from the first turn on. The service manager hears READY=1 when bus and storage are, or, when a server stays away,
- *     after READY_WAIT_MS: the daemon then answers `unavailable` and goes on trying, which is no reason to be restarted;
+ *   - clients wait in the socket's queue until bus and storage are ready, so that nobody who starts the daemon and asks at once is refused.
+ *     When a server stays away for READY_WAIT_MS they are served all the same: the daemon answers `unavailable` and goes on trying. The
+ *     service manager hears READY=1 at that moment too, since this is no reason to be restarted;
  *   - the first SIGTERM or SIGINT stops gracefully, a second one at once: a death is what every part is written for;
  *   - a reload either takes effect as a whole or not at all.
  *
@@ -30,7 +31,7 @@
 #include "session.h"
 
 enum { EXIT_RUNTIME = 1, EXIT_SETTINGS = 2 };
-enum { READY_WAIT_MS = 5000 };
+enum { READY_WAIT_MS = 1000 };
 enum { OTHER_FILES = 1024, LEAST_OTHER_FILES = 64 }; /* descriptors for all but clients' connections: asked for, kept */
 
 struct daemon {
@@ -50,7 +51,7 @@ struct daemon {
 };
 static struct daemon the_daemon = { .signal_fd = -1 };
 
-/* -- telling people --------------------------------------------------------------------------------------------------------------- */
+/* -- telling people ------------------------------------------------------------------------------------------------ */
 
 /* Before there is a daemon: a line for who typed the command, or for the journal of who starts services. */
 static void complain(const struct om_error *e, const char *context) {
@@ -82,7 +83,7 @@ static void say_where_we_are(const struct daemon *d) {
                         strcmp(om_settings_source(d->settings, "SOCKET_PATH"), "default") ? " " : "");
 }
 
-/* -- settings in force -------------------------------------------------------------------------------------------------------------- */
+/* -- settings in force --------------------------------------------------------------------------------------------- */
 
 static enum om_level level_of(const char *word) {
         static const struct {
@@ -165,13 +166,14 @@ static void reload_on_signal(struct daemon *d) {
         sd_notify(0, "READY=1");
 }
 
-/* -- ready ------------------------------------------------------------------------------------------------------------------------------
- */
+/* -- ready --------------------------------------------------------------------------------------------------------- */
 
-static void notify_ready(struct daemon *d) {
+/* Serves from now on, and says so. */
+static void serve_clients(struct daemon *d) {
+        om_listener_start(d->listener);
+        event_del(d->late);
         sd_notifyf(0, "READY=1\nSTATUS=%s: event bus %s, storage %s", d->is_ready ? "Serving" : "Waiting for a server", d->core->bus_url,
                 d->core->store_url);
-        event_del(d->late);
 }
 
 static void on_ready(struct om_post *post) {
@@ -180,20 +182,19 @@ static void on_ready(struct om_post *post) {
         d->is_ready = true;
         om_log(OM_LOG_INFO, "ready after %.1f ms", (double) (om_clock_ns() - d->started_ns) / 1e6);
         if (!d->stopping)
-                notify_ready(d);
+                serve_clients(d);
 }
 
 static void on_late(evutil_socket_t fd, short what, void *ctx) {
         struct daemon *d = ctx;
 
         om_log(OM_LOG_WARNING, "bus or storage is not ready yet; publishes are answered with `unavailable` until it is");
-        notify_ready(d);
+        serve_clients(d);
 }
 
 static void on_watchdog(evutil_socket_t fd, short what, void *ctx) { sd_notify(0, "WATCHDOG=1"); }
 
-/* -- stopping ----------------------------------------------------------------------------------------------------------------------------
- */
+/* -- stopping ------------------------------------------------------------------------------------------------------ */
 
 static void on_stopped(struct om_post *post) {
         om_loop_stop(((struct daemon *) (void *) ((char *) post - offsetof(struct daemon, stopped)))->loop);
@@ -227,8 +228,7 @@ static void on_signal(evutil_socket_t fd, short what, void *ctx) {
         }
 }
 
-/* -- starting
- * ------------------------------------------------------------------------------------------------------------------------------- */
+/* -- starting ------------------------------------------------------------------------------------------------------ */
 
 static int on_accept(void *ctx, int fd) { return om_session_new(((struct daemon *) ctx)->core, fd, NULL); }
 
@@ -296,7 +296,6 @@ static int start(struct daemon *d, struct om_error *e) {
         d->core->reload = reload;
         event_add(d->late, &wait);
         feed_watchdog(d);
-        om_listener_start(d->listener);
         say_where_we_are(d);
         return 0;
 }
@@ -340,8 +339,7 @@ static int serve(struct daemon *d) {
         return r;
 }
 
-/* -- what only prints
- * ----------------------------------------------------------------------------------------------------------------------- */
+/* -- what only prints ---------------------------------------------------------------------------------------------- */
 
 static unsigned terminal_width(void) {
         struct winsize size;

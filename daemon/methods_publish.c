@@ -55,7 +55,7 @@ static void call_free(struct om_dispatch *d, struct om_publish_call *p) {
         d->n_free_calls++;
 }
 
-static struct om_publish_call *call_new(struct om_dispatch *d, struct om_request *req, size_t n) {
+static struct om_publish_call *call_new(struct om_dispatch *d, struct om_request *req) {
         struct om_publish_call *p = d->free_calls;
 
         if (p) {
@@ -64,20 +64,8 @@ static struct om_publish_call *call_new(struct om_dispatch *d, struct om_request
         } else {
                 p = calloc(1, sizeof *p);
         }
-        if (p && p->cap < n) {
-                size_t cap = n < 4 ? 4 : n;
-
-                free(p->ticket.outcomes);
-                free(p->ticket.ids);
-                p->ticket.outcomes = malloc(cap * sizeof *p->ticket.outcomes);
-                p->ticket.ids = malloc(cap * sizeof *p->ticket.ids);
-                p->cap = cap;
-        }
-        if (!p || !p->ticket.outcomes || !p->ticket.ids) {
-                if (p)
-                        call_destroy(p);
+        if (!p)
                 return NULL;
-        }
         p->req = req;
         p->bad = NULL;
         p->bad_tail = &p->bad;
@@ -85,18 +73,33 @@ static struct om_publish_call *call_new(struct om_dispatch *d, struct om_request
         return p;
 }
 
-/* Room for the tasks of one request, used again: they are needed only while the request is read. */
+/* Room for the outcomes of the tasks that were read. */
+static int call_reserve(struct om_publish_call *p) {
+        size_t cap = p->ticket.n < 4 ? 4 : p->ticket.n;
+
+        if (p->cap >= p->ticket.n)
+                return 0;
+        free(p->ticket.outcomes);
+        free(p->ticket.ids);
+        p->ticket.outcomes = malloc(cap * sizeof *p->ticket.outcomes);
+        p->ticket.ids = malloc(cap * sizeof *p->ticket.ids);
+        p->cap = p->ticket.outcomes && p->ticket.ids ? cap : 0;
+        return p->cap ? 0 : -ENOMEM;
+}
+
+/* Room for one more task of the request being read, used again: tasks are needed only while it is read. NULL: out of memory. */
 static struct om_task *scratch(struct om_dispatch *d, size_t n) {
+        size_t cap = d->n_scratch ? d->n_scratch * 2 : 16;
         struct om_task *tasks;
 
-        if (n <= d->n_scratch)
-                return d->scratch;
-        tasks = reallocarray(d->scratch, n, sizeof *tasks);
+        if (n < d->n_scratch)
+                return &d->scratch[n];
+        tasks = reallocarray(d->scratch, cap, sizeof *tasks);
         if (!tasks)
                 return NULL;
         d->scratch = tasks;
-        d->n_scratch = n;
-        return tasks;
+        d->n_scratch = cap;
+        return &tasks[n];
 }
 
 void om_publish_calls_deinit(struct om_dispatch *d) {
@@ -192,96 +195,76 @@ static int note_bad(struct om_publish_call *p, struct om_span text) {
         return 0;
 }
 
-static int read_tasks(struct om_publish_call *p, struct om_span array, struct om_task *tasks, struct om_error *e) {
+static int read_tasks(struct om_dispatch *d, struct om_publish_call *p, struct om_span array, struct om_error *e) {
         struct om_json_value v;
+        struct om_task *task;
         struct om_json j;
 
         om_json_init_valid(&j, array);
         om_json_enter_array(&j);
         for (; om_json_next_element(&j) > 0; p->n++) {
+                if (p->n == OM_BATCH_MAX)
+                        return om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "tasks: at most %d may be published at once", OM_BATCH_MAX);
                 if (om_json_value(&j, &v) < 0)
                         return om_json_fault(&j, "tasks", e);
-                if (om_task_parse(v.text, "tasks", &tasks[p->ticket.n], NULL) == 0)
+                task = scratch(d, p->ticket.n);
+                if (!task)
+                        return om_error_set_errno(e, ENOMEM, "task.publish");
+                if (om_task_parse(v.text, "tasks", task, NULL) == 0)
                         p->ticket.n++;
                 else if (note_bad(p, v.text) < 0)
                         return om_error_set_errno(e, ENOMEM, "task.publish");
         }
-        return 0;
+        return p->n ? 0 : om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "tasks: empty");
 }
 
-static int count_tasks(struct om_span array, size_t *ret, struct om_error *e) {
-        struct om_json_value v;
-        struct om_json j;
-        size_t n = 0;
+static int read_task(struct om_dispatch *d, struct om_publish_call *p, struct om_span object, struct om_error *e) {
+        struct om_task *task = scratch(d, 0);
+        int r = task ? om_task_parse(object, "task", task, e) : om_error_set_errno(e, ENOMEM, "task.publish");
 
-        om_json_init_valid(&j, array);
-        om_json_enter_array(&j);
-        while (om_json_next_element(&j) > 0 && om_json_value(&j, &v) == 0)
-                n++;
-        if (n == 0 || n > OM_BATCH_MAX)
-                return om_error_set_code(
-                        e, OM_CODE_PARAMS, OM_INVALID, "tasks: %zu of them; 1 to %d may be published at once", n, OM_BATCH_MAX);
-        *ret = n;
-        return 0;
+        if (r == 0)
+                p->ticket.n = p->n = 1;
+        return r;
 }
 
-static int read_params(struct om_span params, struct om_span *ret_task, struct om_span *ret_tasks, size_t *ret_n, struct om_error *e) {
+static int publish(struct om_request *req, struct om_span params, struct om_publish_call *p, struct om_error *e) {
+        struct om_dispatch *d = req->core->dispatch;
         struct om_json_member members[] = {
                 { .name = "task", .types = OM_JSON_OBJECT },
                 { .name = "tasks", .types = OM_JSON_ARRAY },
                 { .name = NULL },
         };
-        int r = om_json_members(params, "params", members, e);
-
-        if (r < 0)
-                return r;
-        if (!members[0].value.type == !members[1].value.type)
-                return om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "params: either `task` or `tasks` must be there");
-        *ret_task = members[0].value.type ? members[0].value.text : OM_SPAN_NONE;
-        *ret_tasks = members[1].value.type ? members[1].value.text : OM_SPAN_NONE;
-        *ret_n = 1;
-        return ret_tasks->p ? count_tasks(*ret_tasks, ret_n, e) : 0;
-}
-
-static int publish(struct om_request *req, struct om_span params, struct om_publish_call **ret, struct om_error *e) {
-        struct om_dispatch *d = req->core->dispatch;
-        struct om_span one, many;
-        struct om_publish_call *p;
-        struct om_task *tasks;
-        size_t n;
         int r;
 
         if (req->core->stopping)
                 return om_error_set(e, OM_UNAVAILABLE, "the daemon is stopping");
-        r = read_params(params, &one, &many, &n, e);
+        r = om_json_members(params, "params", members, e);
         if (r < 0)
                 return r;
-        tasks = scratch(d, n);
-        *ret = p = tasks ? call_new(d, req, n) : NULL;
-        if (!p)
-                return om_error_set_errno(e, ENOMEM, "task.publish");
-        p->several = many.p;
+        if (!members[0].value.type == !members[1].value.type)
+                return om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "params: either `task` or `tasks` must be there");
+        p->several = members[1].value.type;
         p->ticket.done = published;
-        if (p->several) {
-                r = read_tasks(p, many, tasks, e);
-        } else {
-                r = om_task_parse(one, "task", &tasks[0], e);
-                p->ticket.n = p->n = r == 0;
-        }
+        r = p->several ? read_tasks(d, p, members[1].value.text, e) : read_task(d, p, members[0].value.text, e);
+        if (r == 0 && call_reserve(p) < 0)
+                r = om_error_set_errno(e, ENOMEM, "task.publish");
         if (r == 0 && p->ticket.n)
-                r = om_dispatch_publish(d, &p->ticket, tasks, e);
+                r = om_dispatch_publish(d, &p->ticket, d->scratch, e);
         for (size_t i = 0; i < p->ticket.n; i++)
-                om_task_deinit(&tasks[i]);
+                om_task_deinit(&d->scratch[i]);
         return r;
 }
 
 void om_task_publish(struct om_request *req, struct om_span params) {
-        struct om_publish_call *p = NULL;
+        struct om_dispatch *d = req->core->dispatch;
+        struct om_publish_call *p = call_new(d, req);
         struct om_error e = OM_ERROR_INIT;
 
-        if (publish(req, params, &p, &e) < 0) {
-                if (p)
-                        call_free(req->core->dispatch, p);
+        if (!p) {
+                om_error_set_errno(&e, ENOMEM, "task.publish");
+                om_request_error(req, &e);
+        } else if (publish(req, params, p, &e) < 0) {
+                call_free(d, p);
                 om_request_error(req, &e);
         } else if (p->ticket.n == 0) {
                 published(&p->ticket); /* none of them was a task */

@@ -6,14 +6,18 @@
  * (they write too). Only when the socket did not take all is it watched for room.
  *
  * What is always true:
- *   - one reply or notification is being written at a time, in the daemon as a whole: begin and end stand in one function;
+ *   - one reply or notification is being written at a time, in the daemon as a whole: begin and end stand in one function, and nothing that
+ *     may write stands between them. A frame written into another would be a broken connection with no trace of the reason, hence the
+ *     assertions;
  *   - unsent output is bounded: above session_output_bytes the session is read no further and gets no deliveries, and when it is above by a
  *     whole frame as well, large replies become an error `limit`. What is left are small replies of at most OM_IN_FLIGHT requests;
  *   - a session is above its limit until less than half of it is unsent, so that it is not stopped and started for every frame;
- *   - a buffer whose allocation failed is cut somewhere: the session is closed, since its framing is lost.
+ *   - a buffer whose allocation failed is cut somewhere: the session is closed, since its framing is lost;
+ *   - no function here closes a session while its caller runs: that happens a turn later.
  *
  * Requests come from a free list: at the pace of the hot path nothing is allocated. Called by methods, dispatch, watch. Loop thread.
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -128,7 +132,7 @@ static void set_dirty(struct om_session *s) {
 /* A frame has been appended; `r` is what ending it returned. */
 static int appended(struct om_session *s, int r) {
         if (r == -ENOMEM || !om_buf_ok(&s->out)) {
-                om_session_close(s, "out of memory");
+                om_session_doom(s, "out of memory");
                 return -ENOMEM;
         }
         if (r < 0)
@@ -185,8 +189,8 @@ void om_request_done(struct om_request *req) {
         }
         if (s && s->in_flight == OM_IN_FLIGHT - 1)
                 om_session_resume(s);
-        if (s && s->state == OM_SESSION_ENDING)
-                om_session_finish(s);
+        if (s && s->state == OM_SESSION_ENDING && s->in_flight == 0)
+                om_session_finish_later(s);
 }
 
 static struct om_span id_of(const struct om_request *req) { return (struct om_span){ req->id, req->id_len }; }
@@ -194,8 +198,9 @@ static struct om_span id_of(const struct om_request *req) { return (struct om_sp
 struct om_buf *om_request_begin(struct om_request *req) {
         struct om_session *s = req ? req->session : NULL;
 
-        if (!s || req->notification || s->state == OM_SESSION_CLOSED)
+        if (!s || req->notification || s->state == OM_SESSION_CLOSED || s->doomed)
                 return NULL;
+        assert(!s->pool->writing);
         om_session_spare_take(s->pool, &s->out);
         s->pool->writing = s;
         s->pool->mark = om_rpc_begin_result(&s->out, id_of(req));
@@ -248,8 +253,9 @@ void om_request_ok(struct om_request *req) {
 }
 
 void om_session_put_error(struct om_session *s, struct om_span id, const struct om_error *e) {
+        assert(!s->pool->writing);
         s->pool->counters->errors++;
-        if (s->state == OM_SESSION_CLOSED)
+        if (s->state == OM_SESSION_CLOSED || s->doomed)
                 return;
         om_session_spare_take(s->pool, &s->out);
         om_rpc_put_error(&s->out, id, e);
@@ -295,6 +301,7 @@ void om_request_error_data(struct om_request *req, const struct om_error *e, str
 struct om_buf *om_session_begin(struct om_session *s, const char *method) {
         if (s->state != OM_SESSION_OPEN)
                 return NULL;
+        assert(!s->pool->writing);
         om_session_spare_take(s->pool, &s->out);
         s->pool->writing = s;
         s->pool->mark = om_rpc_begin_notification(&s->out, method);
@@ -306,6 +313,16 @@ int om_session_end(struct om_session *s) {
 
         s->pool->writing = NULL;
         return appended(s, om_rpc_end(&s->out, s->pool->mark, max));
+}
+
+int om_session_append(struct om_session *s, struct om_span frames, unsigned n) {
+        assert(!s->pool->writing);
+        if (s->state != OM_SESSION_OPEN)
+                return -ENOTCONN;
+        om_session_spare_take(s->pool, &s->out);
+        om_buf_put_span(&s->out, frames);
+        s->pool->counters->frames_out += n - 1;
+        return appended(s, 0);
 }
 
 bool om_session_can_deliver(const struct om_session *s) { return s->state == OM_SESSION_OPEN && !s->above; }

@@ -158,6 +158,10 @@ static bool peer_gone(const struct om_session *s) {
 }
 
 void om_session_finish(struct om_session *s) {
+        if (s->doomed) {
+                om_session_close(s, s->doomed);
+                return;
+        }
         if (s->state != OM_SESSION_ENDING || s->in_flight > 0 || om_session_unsent(s) > 0)
                 return;
         if (!s->broken) {
@@ -169,6 +173,21 @@ void om_session_finish(struct om_session *s) {
                 s->shut = true;
                 shutdown(s->fd, SHUT_WR);
         }
+}
+
+void om_session_finish_later(struct om_session *s) {
+        if (s->state != OM_SESSION_CLOSED)
+                set_more(s);
+}
+
+void om_session_doom(struct om_session *s, const char *reason) {
+        if (s->state == OM_SESSION_CLOSED)
+                return;
+        s->state = OM_SESSION_ENDING;
+        s->doomed = reason;
+        om_buf_deinit(&s->out);
+        s->out_sent = 0;
+        set_more(s);
 }
 
 static void on_ending_event(evutil_socket_t fd, short what, void *ctx) {
@@ -416,7 +435,7 @@ static void on_readable(evutil_socket_t fd, short what, void *ctx) {
         struct om_session *s = ctx;
         unsigned budget = OM_FRAMES_PER_TURN;
 
-        if (s->more)
+        if (s->more || s->state != OM_SESSION_OPEN)
                 return; /* its share of this turn comes with the pool's work */
         if (om_session_held(s)) {
                 event_del(&s->ev_read);
@@ -450,7 +469,9 @@ static void on_work(struct om_post *post) {
                 unsigned budget = OM_FRAMES_PER_TURN;
 
                 unset_more(s);
-                if (!om_session_held(s))
+                if (s->state == OM_SESSION_ENDING)
+                        om_session_finish(s);
+                else if (!om_session_held(s))
                         work_off(s, &budget);
         }
         if (p->drained && !p->core->sessions) {

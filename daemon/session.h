@@ -53,9 +53,11 @@ void om_request_error_data(struct om_request *req, const struct om_error *e, str
 void om_request_done(struct om_request *req); /* frees it without an answer */
 
 /* Notifications to the client: begin returns the buffer at the value of `params`, NULL when the session is closing. end sends it at the end
- * of the turn: 0; -EMSGSIZE: above the frame limit, nothing is sent; -ENOMEM: the session is closed. */
+ * of the turn: 0; -EMSGSIZE: above the frame limit, nothing is sent; -ENOMEM: the session is closed, in the next turn. */
 struct om_buf *om_session_begin(struct om_session *s, const char *method);
 int om_session_end(struct om_session *s);
+/* n whole frames that were composed elsewhere. 0; -ENOTCONN: the session is closing; -ENOMEM: it is, from now on. */
+int om_session_append(struct om_session *s, struct om_span frames, unsigned n);
 /* Whether deliveries may be written now; when false, om_dispatch_session_ready() will be called when they may again. */
 bool om_session_can_deliver(const struct om_session *s);
 

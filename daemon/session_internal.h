@@ -35,7 +35,7 @@ struct om_session {
         struct om_session_pool *pool;
         struct om_session *next, *prev;             /* core->sessions; once closed: the pool's dead */
         struct om_session *dirty_next, *dirty_prev; /* has output that no turn end has tried to send */
-        struct om_session *more_next, *more_prev;   /* has input read already that waits for the next turn */
+        struct om_session *more_next, *more_prev;   /* has something to do in the next turn: input read already, an end */
         struct om_request *requests;
         void *dispatch, *watch;
         char *name;
@@ -46,13 +46,14 @@ struct om_session {
         unsigned in_flight;
         bool reading; /* ev_read is added */
         bool dirty, more;
-        bool above;        /* output went above the limit and has not come down far enough yet */
-        bool hurried;      /* ends at the latest when its linger time is over */
-        bool broken;       /* the client sent what cannot be framed: its side is closed after the error */
-        bool shut;         /* that was done */
-        bool detached;     /* dispatch and watch have been told that it is over */
-        struct om_buf in;  /* the beginning of a frame; or frames that wait for a turn, for requests or for output to be answered */
-        struct om_buf out; /* frames; those before out_sent are sent */
+        bool above;         /* output went above the limit and has not come down far enough yet */
+        bool hurried;       /* ends at the latest when its linger time is over */
+        bool broken;        /* the client sent what cannot be framed: its side is closed after the error */
+        bool shut;          /* that was done */
+        const char *doomed; /* why it is closed in the next turn: nothing is read, written or sent any more */
+        bool detached;      /* dispatch and watch have been told that it is over */
+        struct om_buf in;   /* the beginning of a frame; or frames that wait for a turn, for requests or for output to be answered */
+        struct om_buf out;  /* frames; those before out_sent are sent */
         size_t out_sent;
         struct event ev_read, ev_write, ev_timer;
 };
@@ -81,6 +82,9 @@ struct om_session_pool {
 /* session.c */
 void om_session_resume(struct om_session *s); /* something that held back its input has gone */
 void om_session_finish(struct om_session *s); /* an ending one: closes it when nothing is left to do */
+/* The same in the next turn: for those who are called from anywhere. */
+void om_session_finish_later(struct om_session *s);
+void om_session_doom(struct om_session *s, const char *reason);
 void om_session_spare_put(struct om_session_pool *p, struct om_buf *b);
 void om_session_spare_take(struct om_session_pool *p, struct om_buf *b); /* into an empty one; may stay without memory */
 bool om_session_held(const struct om_session *s);

@@ -4,6 +4,8 @@
  *
  * What is always true:
  *   - `mask` is the union of what the watchers want: where nobody watches, an event costs one test of it;
+ *   - an event may be emitted anywhere, also while a reply or a delivery is being written: what a turn emitted is gathered and goes to the
+ *     sessions at its end;
  *   - nothing is kept for a watcher that does not keep up but a number: an event that its session cannot take is counted, and the number is
  *     sent, as the event "lost", before the next event that it can take. Tasks come first: watch events use the session's output only while
  *     it is below its limit;
@@ -12,18 +14,21 @@
  * Called by session.c, dispatch and methods_health.c. Loop thread.
  */
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <utlist.h>
 
 #include "watch.h"
 
-enum { WATCHES_MAX = 16 /* of one connection */ };
+enum { WATCHES_MAX = 16 /* of one connection */, TURN_BYTES = 256 << 10 /* gathered in one turn for one watcher */ };
 
 struct watcher {
         struct watcher *next, *prev; /* of all */
         struct watcher *sibling;     /* of the same session; the first is in its slot */
         struct om_session *session;
         uint64_t id, lost;
+        struct om_buf frames; /* of this turn's events; no memory between turns */
+        unsigned n_frames;
         unsigned mask;
         size_t topic_len; /* 0: all topics */
         char topic[];
@@ -34,10 +39,18 @@ struct om_watch {
         struct watcher *watchers;
         unsigned mask;
         uint64_t next_id;
+        struct om_turn_end turn_end;
 };
 
 const char *const om_event_names[] = { "publish", "deliver", "ack", "fail", "dead_letter", "expired", "connect", "disconnect", "register",
         NULL };
+
+static void on_turn_end(struct om_turn_end *t);
+
+static void watcher_free(struct watcher *one) {
+        om_buf_deinit(&one->frames);
+        free(one);
+}
 
 int om_watch_new(struct om_core *core, struct om_watch **ret) {
         struct om_watch *w = calloc(1, sizeof *w);
@@ -45,6 +58,7 @@ int om_watch_new(struct om_core *core, struct om_watch **ret) {
         if (!w)
                 return -ENOMEM;
         w->core = core;
+        w->turn_end.fn = on_turn_end;
         *ret = w;
         return 0;
 }
@@ -54,9 +68,10 @@ void om_watch_free(struct om_watch *w) {
 
         if (!w)
                 return;
+        om_loop_forget_turn_end(w->core->loop, &w->turn_end);
         DL_FOREACH_SAFE (w->watchers, one, next) {
                 *om_session_watch_slot(one->session) = NULL;
-                free(one);
+                watcher_free(one);
         }
         free(w);
 }
@@ -112,7 +127,7 @@ void om_watch_session_closed(struct om_watch *w, struct om_session *s) {
         for (one = *slot; one; one = next) {
                 next = one->sibling;
                 DL_DELETE(w->watchers, one);
-                free(one);
+                watcher_free(one);
         }
         *slot = NULL;
         w->mask = 0;
@@ -120,43 +135,87 @@ void om_watch_session_closed(struct om_watch *w, struct om_session *s) {
                 w->mask |= one->mask;
 }
 
-static struct om_buf *begin(struct watcher *one, const char *event) {
-        struct om_buf *b = om_session_begin(one->session, "watch.event");
+/* -- events ------------------------------------------------------------------------------------------------------------------ */
 
-        if (!b)
-                return NULL;
+/* The members that every event has. */
+static size_t begin(struct om_buf *b, const struct watcher *one, const char *event) {
+        size_t mark = om_rpc_begin_notification(b, "watch.event");
+
         om_buf_lit(b, "{\"watch\":");
         om_buf_u64(b, one->id);
         om_buf_lit(b, ",\"event\":\"");
         om_buf_puts(b, event);
         om_buf_lit(b, "\",\"at\":");
         om_buf_json_time(b, om_now_ms());
-        return b;
+        return mark;
+}
+
+static void lose(struct watcher *one) {
+        one->lost += one->n_frames;
+        one->n_frames = 0;
+        om_buf_deinit(&one->frames);
 }
 
 static void tell_lost(struct watcher *one) {
-        struct om_buf *b;
+        struct om_buf b = OM_BUF_INIT;
+        size_t mark;
 
         if (one->lost == 0)
                 return;
-        b = begin(one, "lost");
-        if (!b)
+        mark = begin(&b, one, "lost");
+        om_buf_lit(&b, ",\"n\":");
+        om_buf_u64(&b, one->lost);
+        om_buf_putc(&b, '}');
+        if (om_rpc_end(&b, mark, SIZE_MAX) == 0) {
+                one->lost = 0;
+                om_session_append(one->session, om_buf_span(&b), 1);
+        }
+        om_buf_deinit(&b);
+}
+
+/* What this turn gathered for one watcher, then what was lost, which came after. Writing may close the session, and with that free its
+ * watchers. */
+static void tell(struct watcher *one) {
+        struct om_session *session = one->session;
+        struct om_buf frames = one->frames;
+        unsigned n = one->n_frames;
+
+        if (!om_session_can_deliver(session)) {
+                lose(one);
                 return;
-        om_buf_lit(b, ",\"n\":");
-        om_buf_u64(b, one->lost);
-        om_buf_putc(b, '}');
-        one->lost = 0;
-        om_session_end(one->session);
+        }
+        one->frames = (struct om_buf) OM_BUF_INIT;
+        one->n_frames = 0;
+        if (n > 0)
+                om_session_append(session, om_buf_span(&frames), n);
+        om_buf_deinit(&frames);
+        if (om_session_can_deliver(session))
+                tell_lost(one);
+}
+
+static void on_turn_end(struct om_turn_end *t) {
+        struct om_watch *w = (void *) ((char *) t - offsetof(struct om_watch, turn_end));
+        struct watcher *one, *next;
+
+        DL_FOREACH_SAFE (w->watchers, one, next) {
+                struct om_session *session = one->session;
+
+                if ((one->n_frames == 0 && one->lost == 0) || !om_session_is_open(session))
+                        continue;
+                tell(one);
+                if (!om_session_is_open(session)) {
+                        om_loop_at_turn_end(w->core->loop, t); /* `next` may be gone: from the beginning, for the others */
+                        return;
+                }
+        }
 }
 
 void om_watch_session_ready(struct om_watch *w, struct om_session *s) {
         struct watcher *one, *next;
 
-        /* Writing may close the session, and with it its watchers. */
-        for (one = *om_session_watch_slot(s); one; one = next) {
+        /* Writing may close the session, and with that free its watchers. */
+        for (one = *om_session_watch_slot(s); om_session_can_deliver(s) && one; one = next) {
                 next = one->sibling;
-                if (!om_session_can_deliver(s))
-                        return;
                 tell_lost(one);
         }
 }
@@ -170,37 +229,39 @@ static void put(struct om_buf *b, const char *name, struct om_span value) {
         om_buf_json_span(b, value);
 }
 
-static void tell(struct watcher *one, const char *name, const struct om_watch_event *what) {
-        struct om_buf *b;
+static void gather(struct watcher *one, const char *name, const struct om_watch_event *what) {
+        struct om_buf *b = &one->frames;
+        size_t mark;
 
-        if (!om_session_can_deliver(one->session)) {
+        /* What could not be taken is told first: until that has gone out nothing else is gathered. */
+        if (one->lost > 0 || b->len > TURN_BYTES || !om_session_can_deliver(one->session)) {
                 one->lost++;
                 return;
         }
-        tell_lost(one);
-        b = begin(one, name);
-        if (!b)
-                return;
+        mark = begin(b, one, name);
         put(b, "topic", what->topic);
         put(b, "agent", what->agent);
         put(b, "id", what->id);
         if (what->detail.p)
                 om_buf_put_span(b, what->detail);
         om_buf_putc(b, '}');
-        om_session_end(one->session);
+        one->n_frames++;
+        if (om_rpc_end(b, mark, SIZE_MAX) < 0)
+                lose(one);
 }
 
 void om_watch_emit(struct om_watch *w, enum om_event event, const struct om_watch_event *what) {
         const char *name = om_event_names[__builtin_ctz(event)];
-        struct watcher *one, *next;
+        struct watcher *one;
 
         if (!(w->mask & event))
                 return;
-        DL_FOREACH_SAFE (w->watchers, one, next) {
+        om_loop_at_turn_end(w->core->loop, &w->turn_end);
+        DL_FOREACH (w->watchers, one) {
                 if (!(one->mask & event))
                         continue;
                 if (one->topic_len > 0 && !om_span_eq((struct om_span){ one->topic, one->topic_len }, what->topic))
                         continue;
-                tell(one, name, what);
+                gather(one, name, what);
         }
 }

@@ -20,12 +20,13 @@ enum { JOBS_MAX = 4096, BYTES_MAX = 64 << 20 };
 static const char *const durabilities[] = { "always", "interval", "memory", NULL };
 static const struct om_option options[] = {
         { "durability", OM_OPTION_ENUM, offsetof(struct om_file_settings, durability), "always", durabilities, 0, 0,
-                "When a write is acknowledged: after it was synced (always), before, and synced every sync_interval (interval), or never "
+                "When a write is acknowledged: after it was synced (always), before, and synced every sync_interval_ms (interval), or "
+                "never "
                 "synced "
                 "(memory)." },
-        { "sync_interval", OM_OPTION_MS, offsetof(struct om_file_settings, sync_interval_ms), "1s", NULL, 1, 3600000,
+        { "sync_interval_ms", OM_OPTION_MS, offsetof(struct om_file_settings, sync_interval_ms), "1s", NULL, 1, 3600000,
                 "How often durability=interval syncs." },
-        { "compact_min", OM_OPTION_BYTES, offsetof(struct om_file_settings, compact_min_bytes), "1M", NULL, 4096, INT64_MAX,
+        { "compact_min_bytes", OM_OPTION_BYTES, offsetof(struct om_file_settings, compact_min_bytes), "1M", NULL, 4096, INT64_MAX,
                 "A journal smaller than this is not compacted before the daemon stops." },
         { "max_metrics", OM_OPTION_INT, offsetof(struct om_file_settings, max_metrics), "10000", NULL, 1, 100000000,
                 "How many metrics are kept; the oldest go." },

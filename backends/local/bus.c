@@ -145,6 +145,8 @@ static int local_open(
 
         if (!b)
                 return om_error_set_errno(e, ENOMEM, "embedded bus");
+        if (!om_local_seed)
+                om_local_seed = om_random_u64() | 1;
         b->host = host;
         b->events = events;
         b->core = core;
@@ -197,8 +199,6 @@ static int local_close(struct om_bus *b, struct om_op *op, struct om_error *e) {
         b->host->ops->worker_stop(b->worker, &b->stopped);
         return 0;
 }
-
-static void local_destroy(struct om_bus *b) { bus_free(b); }
 
 /* -- operations ------------------------------------------------------------------------------------------------------------------ */
 
@@ -466,6 +466,17 @@ static void sub_free(struct om_bus_sub *s) {
                 slab_unref(d->slab);
         }
         free(s);
+}
+
+/* After close: groups that were still served, with what was out, end here. */
+static void local_destroy(struct om_bus *b) {
+        while (b->subs) {
+                struct om_bus_sub *s = b->subs;
+
+                b->subs = s->next;
+                sub_free(s);
+        }
+        bus_free(b);
 }
 
 static void run_batch(struct om_bus *b, struct batch *batch) {

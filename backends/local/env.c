@@ -285,6 +285,8 @@ int t_del(struct om_bus *b, enum table t, const void *key, size_t key_len) {
         return r == MDB_NOTFOUND ? 0 : r;
 }
 
+uint64_t om_local_seed;
+
 /* A mix of 8 bytes at a time by multiplication (the finaliser is SplitMix64's, Steele et al. 2014). Two tasks whose keys share a hash only
  * wait for each other; dedupe compares the texts. */
 uint64_t hash64(const void *data, size_t n, uint64_t seed) {

@@ -197,7 +197,7 @@ static int load_row(struct loading *ld, struct attach *at, uint8_t lane, uint64_
                 return ENOMEM;
         h->has_pend = pend;
         busy = row.key && key_busy(at->group, row.key);
-        out = bsearch(&id, ld->out, ld->n_out, sizeof *ld->out, compare_id_delivery);
+        out = ld->n_out ? bsearch(&id, ld->out, ld->n_out, sizeof *ld->out, compare_id_delivery) : NULL;
         if (out) {
                 h->attempts = (*out)->attempts;
                 h->state = HELD_LEASED;

@@ -269,6 +269,12 @@ void retries_due(struct om_bus *b) {
                 held_ready(b, b->heap[0]);
 }
 
+void held_not_redelivered(struct om_bus *b, struct held *h) {
+        if (h->redelivered_slot)
+                b->redelivered[h->redelivered_slot - 1] = NULL;
+        h->redelivered_slot = 0;
+}
+
 void held_free(struct om_bus *b, struct held *h) {
         struct attach *at = h->at;
         struct lane *ln = &at->lanes[h->id.lane];
@@ -284,8 +290,7 @@ void held_free(struct om_bus *b, struct held *h) {
                 h->next->prev = h->prev;
         else
                 ln->last = h->prev;
-        if (h->redelivered_slot)
-                b->redelivered[h->redelivered_slot - 1] = NULL;
+        held_not_redelivered(b, h);
         if (h->delivery)
                 h->delivery->held = NULL;
         HASH_DEL(b->helds, h);

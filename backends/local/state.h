@@ -34,11 +34,15 @@
 #include <lmdb.h>
 #include <stdatomic.h>
 
-/* An allocation that fails inside uthash must not end the daemon. */
+/* An allocation that fails inside uthash must not end the daemon, and nobody outside may choose names that share a hash. */
 #define HASH_NONFATAL_OOM 1
+#define HASH_FUNCTION(key, len, hash) (hash) = (unsigned) hash64(key, len, om_local_seed)
 #include <uthash.h>
 
 #include "../bus.h"
+
+extern uint64_t om_local_seed; /* chosen once a process, before the first table */
+uint64_t hash64(const void *data, size_t n, uint64_t seed);
 
 enum { LANES = OM_PRIORITY_MAX + 1, PARKED_MAX = 65536, SLICE_ROWS = 4000 };
 
@@ -290,6 +294,7 @@ struct om_bus_sub {
         /* bus thread */
         struct group *group;
         uint32_t group_id;
+        bool leaving;  /* its unsubscribe is in this turn: the group is free for whoever comes after it */
         uint32_t sent; /* handed over, ever (wraps) */
         unsigned want;
         struct local_delivery *out;
@@ -297,6 +302,7 @@ struct om_bus_sub {
         struct batch *batch; /* of this turn */
         uint64_t expired;    /* of this turn */
         bool expired_queued;
+        bool leaving; /* its unsubscribe() is being applied: the group may be served anew in the same turn */
         struct om_bus_sub *prev, *next, *expired_next;
 };
 
@@ -428,7 +434,6 @@ static inline MDB_val val(const void *p, size_t n) { return (MDB_val){ n, (void 
 int t_put(struct om_bus *b, enum table t, const void *key, size_t key_len, const void *data, size_t len);
 int t_get(struct om_bus *b, MDB_txn *txn, enum table t, const void *key, size_t key_len, MDB_val *ret);
 int t_del(struct om_bus *b, enum table t, const void *key, size_t key_len); /* 0 also where there was none; *b's txn */
-uint64_t hash64(const void *data, size_t n, uint64_t seed);
 
 /* -- records.c ---------------------------------------------------------------------------------------------------------------- */
 int log_write(struct om_bus *b, const struct log *l);
@@ -502,6 +507,7 @@ void held_unqueue(struct om_bus *b, struct held *h); /* out of where its state h
 void held_free(struct om_bus *b, struct held *h);    /* hands its key on */
 void retries_due(struct om_bus *b);
 int redelivered_flush(struct om_bus *b);
+void held_not_redelivered(struct om_bus *b, struct held *h); /* the next flush does not count what is out */
 void delivery_unlink(struct local_delivery *d);
 void group_revoke(struct om_bus *b, struct group *g, struct attach *only); /* takes back what is out, of one attachment or all */
 

@@ -138,7 +138,7 @@ static int subscribe_apply(struct om_bus *b, struct msg_subscribe *m) {
 
         m->m.status = 0;
         m->created = !g || g->deleted;
-        if (g && g->sub) {
+        if (g && g->sub && !g->sub->leaving) {
                 m->m.status = om_error_set(&m->m.error, OM_EXISTS, "the group is served already");
                 return 0;
         }
@@ -171,7 +171,10 @@ static void subscribe_committed(struct om_bus *b, struct msg_subscribe *m) {
                 return;
         s->group_id = m->group_id;
         s->group = group_by_id(b, m->group_id);
-        s->group->sub = s;
+        if (s->group && s->group->deleted) /* by a change in the same turn */
+                s->group = NULL;
+        if (s->group)
+                s->group->sub = s;
         s->next = b->subs;
         if (b->subs)
                 b->subs->prev = s;
@@ -180,9 +183,15 @@ static void subscribe_committed(struct om_bus *b, struct msg_subscribe *m) {
 
 /* What was on its way to a group that is not served any more comes back, not counted. */
 static int unsubscribe_apply(struct om_bus *b, struct om_bus_sub *s) {
+        s->leaving = true;
         for (struct local_delivery *d = s->out; d; d = d->next) {
-                int r = d->held ? pend_put(b, d->held, d->held->attempts, 0) : 0;
+                struct held *h = d->held;
+                int r;
 
+                if (!h)
+                        continue;
+                held_not_redelivered(b, h); /* or the flush would count it after all */
+                r = pend_put(b, h, h->attempts, 0);
                 if (r)
                         return r;
         }
@@ -193,10 +202,9 @@ static int unsubscribe_apply(struct om_bus *b, struct om_bus_sub *s) {
 static void unsubscribe_end(struct om_bus *b, struct om_bus_sub *s) {
         bool linked = s->prev || b->subs == s;
 
-        if (s->group) {
+        if (s->group && s->group->sub == s)
                 s->group->sub = NULL;
-                s->group = NULL;
-        }
+        s->group = NULL;
         for (struct local_delivery *d = s->out; d; d = d->next)
                 if (d->held) {
                         d->held->delivery = NULL;

@@ -266,7 +266,7 @@ void omc_agents_down(omni_client *c) {
 int omni_agent_register(omni_client *c, const omni_agent_options *options, omni_handler_fn *handler, void *user, omni_agent **ret) {
         omni_agent *a = NULL;
         int r = agent_new(c, options, handler, user, &a);
-        if (r < 0)
+        if (!a)
                 return r;
         struct omc_waiter w = { .left = 1 };
         omc_close_batches(c);

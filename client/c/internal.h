@@ -8,7 +8,8 @@
  *   conn.c     the socket: where it is, connecting with backoff, hello, sending, receiving, what a lost connection does to all else
  *   call.c     requests: their frames, matching replies, repeating; omni_call(), omni_result_get()
  *   agent.c    agents: registering (again), ended, unregistering
- *   task.c     deliveries: reading them, ack, fail, extend, revoked
+ *   task.c     deliveries: reading them, what is held, what is lost
+ *   settle.c   ack, fail, extend, and what the daemon says to it
  *   publish.c  publishing: batches, what became of each task
  *   default.c  the process's own client
  *
@@ -285,8 +286,9 @@ int omc_deliver(omni_client *c, struct om_span params, struct om_error *e);
 int omc_revoked(omni_client *c, struct om_span params, struct om_error *e);
 void omc_task_free(omni_task *t);
 void omc_agent_lose_tasks(omni_agent *a);
+
+/* settle.c */
 void omc_extend_due(omni_client *c, int64_t now);
-void omc_done_ack(omni_client *c, struct omc_call *call, struct om_span answer);
 int omc_ack_close(omni_client *c);
 
 /* publish.c */

@@ -228,14 +228,18 @@ struct bus_group *bus_serve(struct bus_user *u, const char *topic, const char *a
         return g;
 }
 
+void bus_forget(struct bus_group *g) {
+        free(g->got);
+        free(g);
+}
+
 void bus_unserve(struct bus_group *g) {
         struct om_bus_query q = { .type = OM_QUERY_HEALTH };
 
         g->u->ops->unsubscribe(g->sub);
         bus_query(g->u, &q);
         om_arena_deinit(&q.arena);
-        free(g->got);
-        free(g);
+        bus_forget(g);
 }
 
 static struct {

@@ -38,6 +38,7 @@ int bus_put_many(struct bus_user *u, const char *topic, int from, int n);
 /* NULL with u->error when refused. */
 struct bus_group *bus_serve(struct bus_user *u, const char *topic, const char *agent, enum om_start start, int64_t start_ms);
 void bus_unserve(struct bus_group *g); /* the bus is run until it has let go; frees g */
+void bus_forget(struct bus_group *g);  /* frees g, when its bus was closed under it */
 /* Wants n more and waits until that many came or `ms` are over. How many did. */
 size_t bus_take(struct bus_group *g, unsigned n, int ms);
 int bus_content(const struct om_delivery *d); /* the number that is the task's content */

@@ -135,6 +135,11 @@ int front_new(enum front_kind kind, struct om_host *host, struct front **ret, st
 int front_submit(struct front *f, struct front_job *job) {
         if (f->n >= FRONT_JOBS_MAX)
                 return -ENOBUFS;
+        front_submit_always(f, job);
+        return 0;
+}
+
+void front_submit_always(struct front *f, struct front_job *job) {
         f->n++;
         job->front = f;
         if (f->kind == FRONT_WORKER) {
@@ -148,8 +153,9 @@ int front_submit(struct front *f, struct front_job *job) {
                 pthread_cond_signal(&f->wake);
                 pthread_mutex_unlock(&f->lock);
         }
-        return 0;
 }
+
+size_t front_count(const struct front *f) { return f->n; }
 
 void front_stop(struct front *f, struct om_post *stopped) {
         f->stopped = stopped;

@@ -24,6 +24,9 @@ struct front_job {
 int front_new(enum front_kind kind, struct om_host *host, struct front **ret, struct om_error *e);
 /* Loop thread. -ENOBUFS above FRONT_JOBS_MAX. */
 int front_submit(struct front *f, struct front_job *job);
+/* The same without that bound, for what is no operation of the core's. */
+void front_submit_always(struct front *f, struct front_job *job);
+size_t front_count(const struct front *f); /* jobs that are not done */
 /* After every job is done: ends what runs, then calls stopped->fn on the loop. */
 void front_stop(struct front *f, struct om_post *stopped);
 void front_free(struct front *f);

@@ -14,7 +14,7 @@
 #include "../lib/test_store.h"
 
 static const char *const urls[] = { /* %s: a fresh folder */
-        "test-loop:", "test-thread:", "test-worker:", "json:%s", "json:%s?durability=interval&compact_min=4096"
+        "test-loop:", "test-thread:", "test-worker:", "json:%s", "json:%s?durability=interval&compact_min_bytes=4096"
 };
 enum { N_URLS = sizeof(urls) / sizeof(urls[0]) };
 

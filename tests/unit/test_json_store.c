@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "../../backends/json/journal.h"
 #include "../../backends/json/table.h"
 #include "../../proto/json_scan.h"
 #include "../../daemon/log.h"
@@ -309,6 +310,35 @@ START_TEST(test_random_bytes_in_a_journal_never_harm) {
 }
 END_TEST
 
+START_TEST(test_journal_that_its_file_holds_is_not_replayed_and_one_that_it_does_not_is) {
+        struct user u;
+        struct stat st;
+        char path[300];
+        struct om_store_list list = { .kind = OM_STORE_METRICS };
+        static const char held[] = "[\n  {\"n\":1}\n]\n";
+        for (int in_place = 0; in_place < 2; in_place++) {
+                struct om_buf b = OM_BUF_INIT;
+                size_t value;
+                test_write_file(folder, "metrics.json", held, sizeof(held) - 1);
+                snprintf(path, sizeof(path), "%s/metrics.json", folder);
+                ck_assert_int_eq(stat(path, &st), 0);
+                struct om_store_entry metric = { .value = OM_SPAN("{\"n\":1}") };
+                om_file_record_put(&b, &metric, 1, 0, &value);
+                size_t mark = om_journal_begin(&b);
+                om_buf_printf(&b, "{\"op\":\"held\",\"inode\":%llu,\"size\":%llu}", (unsigned long long) st.st_ino + !in_place,
+                        (unsigned long long) st.st_size);
+                om_journal_end(&b, mark, 0);
+                test_write_file(folder, "metrics.journal.old", b.data, b.len);
+                om_buf_deinit(&b);
+                open_it(&u, "");
+                ck_assert_int_eq(user_list(&u, &list), 0);
+                ck_assert_uint_eq(list.n, in_place ? 1 : 2);
+                user_close(&u);
+                ck_assert(!test_file_exists(folder, "metrics.journal.old"));
+        }
+}
+END_TEST
+
 /* -- death at any moment -------------------------------------------------------------------------------------------------------- */
 
 struct told {
@@ -319,7 +349,7 @@ struct told {
 /* Writes for ever: a new result, a replaced one, a deleted one, a metric, each batch reported through `fd` once it is acknowledged. */
 static void write_until_killed(int fd, uint32_t from) {
         struct user u;
-        open_it(&u, "?compact_min=4096");
+        open_it(&u, "?compact_min_bytes=4096");
         for (uint32_t i = from;; i++) {
                 char id[32], value[200];
                 snprintf(id, sizeof(id), "new-%u", i);
@@ -344,7 +374,7 @@ static void write_until_killed(int fd, uint32_t from) {
 static void check_after_death(struct told last) {
         struct user u;
         char id[32], value[200];
-        open_it(&u, "?compact_min=4096");
+        open_it(&u, "?compact_min_bytes=4096");
         uint32_t same = (uint32_t) atoi(user_value(&u, OM_STORE_RESULTS, "same", NULL));
         ck_assert_msg(same == last.batch || same == last.batch + 1, "same is %u, acknowledged %u", same, last.batch);
         for (uint32_t i = 1; i <= last.batch; i++) {
@@ -383,7 +413,7 @@ START_TEST(test_what_was_acknowledged_survives_kill_9_at_any_moment) {
                 pid_t reader = fork();
                 if (reader == 0) {
                         struct user u;
-                        open_it(&u, "?compact_min=4096");
+                        open_it(&u, "?compact_min_bytes=4096");
                         uint32_t same = (uint32_t) atoi(user_value(&u, OM_STORE_RESULTS, "same", NULL));
                         _exit(same == last.batch || same == last.batch + 1 ? 0 : 1);
                 }
@@ -417,7 +447,7 @@ START_TEST(test_compaction_under_writes_keeps_every_last_word) {
         struct stat st;
         char path[300];
         memset(last, 0, sizeof(last));
-        open_it(&u, "?compact_min=4096&durability=memory");
+        open_it(&u, "?compact_min_bytes=4096&durability=memory");
         for (int round = 1; round <= ROUNDS; round++)
                 for (int i = 0; i < KEYS; i++) {
                         int key = (int) (om_random_u64() % KEYS), agent = (int) (om_random_u64() & 1);
@@ -453,7 +483,7 @@ END_TEST
 
 START_TEST(test_only_the_newest_metrics_are_kept) {
         struct user u;
-        open_it(&u, "?max_metrics=10&compact_min=4096");
+        open_it(&u, "?max_metrics=10&compact_min_bytes=4096");
         for (int pass = 0; pass < 3; pass++) {
                 for (int i = 0; i < 100; i++) {
                         char value[64];
@@ -466,7 +496,7 @@ START_TEST(test_only_the_newest_metrics_are_kept) {
                 ck_assert_uint_eq(list.n, 10);
                 ck_assert_ptr_nonnull(strstr(list.entries[0].value.p, "\"n\":99"));
                 user_close(&u);
-                open_it(&u, "?max_metrics=10&compact_min=4096");
+                open_it(&u, "?max_metrics=10&compact_min_bytes=4096");
         }
         user_close(&u);
 }
@@ -496,7 +526,7 @@ static int sync_or_break(int fd) {
 START_TEST(test_full_disk_is_a_typed_error_and_old_data_stays) {
         struct user u;
         om_file_write = write_or_full;
-        open_it(&u, "?compact_min=4096");
+        open_it(&u, "?compact_min_bytes=4096");
         ck_assert_int_eq(user_result(&u, "a", "x", "1", 1, 0), 0);
         for (int i = 0; i < 20; i++) {
                 full = 1;
@@ -527,7 +557,7 @@ START_TEST(test_compaction_that_finds_no_room_leaves_everything_readable) {
         struct user u;
         char id[16], value[300];
         om_file_write = write_or_full;
-        open_it(&u, "?compact_min=1M&durability=memory");
+        open_it(&u, "?compact_min_bytes=1M&durability=memory");
         snprintf(value, sizeof(value), "\"%0200d\"", 7);
         for (int i = 0; i < 6000; i++) {
                 snprintf(id, sizeof(id), "%d", i);
@@ -604,7 +634,7 @@ END_TEST
 START_TEST(test_expired_results_leave_the_file_and_the_memory) {
         struct user u;
         char id[16];
-        open_it(&u, "?compact_min=4096");
+        open_it(&u, "?compact_min_bytes=4096&durability=memory");
         int64_t now = om_now_ms();
         for (int i = 0; i < 2000; i++) {
                 snprintf(id, sizeof(id), "%d", i);
@@ -635,6 +665,7 @@ int main(void) {
         tcase_add_test(t, test_journal_cut_at_any_byte_of_its_last_line_loses_that_line_alone);
         tcase_add_test(t, test_damage_in_the_middle_of_a_journal_is_an_error_that_names_the_line);
         tcase_add_test(t, test_random_bytes_in_a_journal_never_harm);
+        tcase_add_test(t, test_journal_that_its_file_holds_is_not_replayed_and_one_that_it_does_not_is);
         tcase_add_test(t, test_what_was_acknowledged_survives_kill_9_at_any_moment);
         tcase_add_test(t, test_compaction_under_writes_keeps_every_last_word);
         tcase_add_test(t, test_only_the_newest_metrics_are_kept);

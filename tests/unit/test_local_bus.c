@@ -162,6 +162,19 @@ START_TEST(test_two_groups_each_get_all_of_a_thousand_in_order) {
 }
 END_TEST
 
+START_TEST(test_a_group_that_was_just_given_up_can_be_served_at_once) {
+        for (int i = 0; i < 200; i++) {
+                struct bus_group *g = serve("t", "a");
+
+                ck_assert_int_eq(bus_put_many(&u, "t", i, 1), 0);
+                expect(g, i, 1);
+                ack_all(g);
+                u.ops->unsubscribe(g->sub); /* and not waited for */
+                bus_forget(g);
+        }
+}
+END_TEST
+
 START_TEST(test_no_more_than_wanted_is_handed_out) {
         struct bus_group *g = serve("t", "a");
 
@@ -174,6 +187,24 @@ START_TEST(test_no_more_than_wanted_is_handed_out) {
         bus_run(&u, 30);
         ck_assert_uint_ge(g->n_ever, 8);
         ck_assert_uint_eq(bus_group_row(&u, "t", "a").lag, 100 - g->n_ever);
+        bus_unserve(g);
+}
+END_TEST
+
+START_TEST(test_a_group_given_up_and_taken_up_in_one_turn_is_served) {
+        struct bus_group *g = serve("t", "a");
+
+        for (int i = 0; i < 300; i++) { /* often enough that both are in one turn of the bus */
+                struct bus_group *old = g;
+
+                ck_assert_int_eq(bus_put_many(&u, "t", i, 1), 0);
+                u.ops->unsubscribe(old->sub);
+                g = serve("t", "a");
+                ck_assert(!g->created);
+                expect(g, i, 1);
+                ack_all(g);
+                bus_forget(old);
+        }
         bus_unserve(g);
 }
 END_TEST
@@ -229,8 +260,7 @@ START_TEST(test_a_release_comes_back_at_once_uncounted) {
         expect(g, 0, 3);
         ck_assert_int_eq(bus_settle(g, 0, 3, OM_RELEASE, 0), 0);
         reopen();
-        free(g->got);
-        free(g);
+        bus_forget(g);
         g = serve("t", "a");
         expect(g, 0, 3);
         for (int i = 0; i < 3; i++)
@@ -247,8 +277,7 @@ START_TEST(test_a_delivery_interrupted_by_a_close_counts_as_an_attempt) {
         expect(g, 0, 1);
         bus_run(&u, 120); /* the mark reaches the disk by itself */
         reopen();
-        free(g->got);
-        free(g);
+        bus_forget(g);
         g = serve("t", "a");
         expect(g, 0, 2);
         ck_assert_uint_eq(g->got[0]->attempt, 2);
@@ -259,8 +288,7 @@ START_TEST(test_a_delivery_interrupted_by_a_close_counts_as_an_attempt) {
         ck_assert_uint_eq(g->got[0]->attempt, 3);
         bus_run(&u, 120);
         reopen(); /* a retry that was out is counted too */
-        free(g->got);
-        free(g);
+        bus_forget(g);
         g = serve("t", "a");
         expect(g, 0, 1);
         ck_assert_uint_eq(g->got[0]->attempt, 4);
@@ -355,6 +383,8 @@ START_TEST(test_a_dead_task_is_in_the_dead_letters_and_replay_gives_it_back_to_t
         ack_all(a);
         ck_assert_uint_eq(DEPTH("t"), 0);
         reopen();
+        bus_forget(a);
+        bus_forget(b);
         ck_assert_uint_eq(bus_group_row(&u, "t", "a").dead, 3);
         ck_assert_uint_eq(letters("t", "a", 2, id), 2);
         ck_assert_uint_eq(letters("t", "a", 0, id), 3);
@@ -627,8 +657,7 @@ START_TEST(test_kept_tasks_can_be_replayed_from_the_first_and_from_a_time_and_go
         ack_all(g);
         ck_assert_uint_eq(DEPTH("t"), 0);
         reopen();
-        free(g->got);
-        free(g);
+        bus_forget(g);
         g = serve("t", "a");
         expect_nothing(g);
         ck_assert_int_eq(bus_change(&u, &c), 0);
@@ -801,7 +830,9 @@ int main(void) {
         tcase_add_test(t, test_tasks_published_before_the_first_group_wait_for_it_and_a_later_group_starts_after);
         tcase_add_test(t, test_start_first_new_and_time_override);
         tcase_add_test(t, test_two_groups_each_get_all_of_a_thousand_in_order);
+        tcase_add_test(t, test_a_group_that_was_just_given_up_can_be_served_at_once);
         tcase_add_test(t, test_no_more_than_wanted_is_handed_out);
+        tcase_add_test(t, test_a_group_given_up_and_taken_up_in_one_turn_is_served);
         tcase_add_test(t, test_a_retry_comes_back_when_due_with_the_attempt_counted_and_holds_up_nobody);
         tcase_add_test(t, test_retries_and_their_count_survive_a_restart);
         tcase_add_test(t, test_a_release_comes_back_at_once_uncounted);
