@@ -12,9 +12,9 @@
  *   - not more than `workers` programs run; the queue holds what the daemon sent beyond that (prefetch), never started after a stop;
  *   - while we stop, what waits is given back when the last program has ended: unregistering hands it to other workers, uncounted.
  */
-#include "client/ctl/run.h"
-#include "client/ctl/term.h"
-#include "client/ctl/text.h"
+#include "run.h"
+#include "term.h"
+#include "text.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -276,6 +276,9 @@ static int serve(struct run *run) {
 static int check_program(struct ctl *ctl, const char *name) {
         const char *path = getenv("PATH"), *end;
 
+        if (!name) {
+                return ctl_usage(ctl, "the program is missing");
+        }
         if (strchr(name, '/')) {
                 return access(name, X_OK) == 0 ? 0 : ctl_fail(ctl, CTL_USAGE, "cannot run %s: %s", name, strerror(errno));
         }
