@@ -189,7 +189,7 @@ int ctl_call_pages(
         om_buf_printf(ret, "{\"%s\":[", array);
         do {
                 struct om_buf call = OM_BUF_INIT;
-                struct om_span text;
+                struct om_span text = OM_SPAN_NONE;
                 char *answer = NULL;
 
                 om_buf_printf(&call, "{%s%s\"limit\":%" PRId64, params, *params ? "," : "", pages.left < PAGE_MAX ? pages.left : PAGE_MAX);

@@ -68,7 +68,7 @@ static void put_part(struct ctl *ctl, const char *title, unsigned width, struct 
 }
 
 int cmd_health(struct ctl *ctl) {
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = ctl_call(ctl, "health", NULL, &answer, &text);
 
@@ -94,7 +94,7 @@ int cmd_backends(struct ctl *ctl) {
         static const struct view_column columns[] = { { "NAME", "name", VIEW_ID }, { "IN USE", "in_use", VIEW_YES },
                 { "INSTALLED", "installed", VIEW_YES }, { "SCHEMES", "schemes", VIEW_LIST }, { "CAN", "capabilities", VIEW_LIST },
                 { "WHAT", "doc", VIEW_TEXT }, { NULL, NULL, 0 } };
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = ctl_call(ctl, "backends", NULL, &answer, &text);
 
@@ -157,7 +157,7 @@ static const struct view_column metrics_daemon[] = {
 
 int cmd_metrics(struct ctl *ctl) {
         struct om_buf params = OM_BUF_INIT;
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r;
 
@@ -181,7 +181,7 @@ int cmd_metrics(struct ctl *ctl) {
 /* -- the rest ---------------------------------------------------------------------------------------------------------- */
 
 int cmd_reload(struct ctl *ctl) {
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = ctl_call(ctl, "daemon.reload", NULL, &answer, &text);
         static const struct view_column columns[] = { { "CHANGED", "changed", VIEW_LIST },
@@ -245,7 +245,7 @@ int cmd_call(struct ctl *ctl) {
         const char *params = args_text(&ctl->args, "params");
         struct om_buf input = OM_BUF_INIT;
         struct om_error e = OM_ERROR_INIT;
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = 0;
 

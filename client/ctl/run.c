@@ -276,6 +276,9 @@ static int serve(struct run *run) {
 static int check_program(struct ctl *ctl, const char *name) {
         const char *path = getenv("PATH"), *end;
 
+        if (!name) {
+                return ctl_usage(ctl, "the program is missing");
+        }
         if (strchr(name, '/')) {
                 return access(name, X_OK) == 0 ? 0 : ctl_fail(ctl, CTL_USAGE, "cannot run %s: %s", name, strerror(errno));
         }

@@ -210,7 +210,8 @@ static void ack(struct run *run, struct worker *w) {
         struct om_buf made = OM_BUF_INIT;
         struct om_span result;
         int r = make_result(run, om_buf_span(&w->child.output), &made, &result);
-        struct report *report = malloc(sizeof(*report) + strlen(id ? id : "?") + 1);
+        size_t id_size = strlen(id ? id : "?") + 1;
+        struct report *report = malloc(sizeof(*report) + id_size);
 
         if (r < 0 || !report) {
                 fail(run, w, r == -E2BIG ? "its output is JSON nested too deep" : "omnictl: out of memory",
@@ -219,7 +220,7 @@ static void ack(struct run *run, struct worker *w) {
         } else {
                 *report =
                         (struct report){ .run = run, .seconds = term_seconds() - w->child.started, .attempt = omni_task_attempt(w->task) };
-                strcpy(report->id, id ? id : "?");
+                memcpy(report->id, id ? id : "?", id_size);
                 r = omni_task_ack_publish(w->task, result.p, result.len, NULL, 0, on_settled, report);
                 if (r < 0) { /* the callback is not called for what was refused at once */
                         put_line(run, report->id, false, report->seconds, report->attempt, omni_strerror(run->ctl->client));
