@@ -187,7 +187,7 @@ enum om_kind om_kind_of_errno(int error) {
         return OM_INTERNAL;
 }
 
-/* -- the nearest name ----------------------------------------------------------------------------------------------- */
+/* -- the nearest name ---------------------------------------------------------------------------------------------- */
 
 enum { NEAREST_MAX = 64 }; /* bytes of a word worth comparing; nobody mistypes longer names of ours */
 

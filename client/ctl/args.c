@@ -24,7 +24,7 @@ struct parser {
         bool program;     /* all that follows is a program's */
 };
 
-/* -- the table --------------------------------------------------------------------------------------------------------- */
+/* -- the table ----------------------------------------------------------------------------------------------------- */
 
 /* Whether `word` is one of the names in `names`, which are parted by '|'. */
 static bool among(const char *names, const char *word) {
@@ -92,7 +92,7 @@ static int unknown_command(struct parser *p, const char *word) {
         return om_error_set(p->e, OM_INVALID, "no command \"%s%s%s\"", p->path, *p->path ? " " : "", word);
 }
 
-/* -- values ------------------------------------------------------------------------------------------------------------ */
+/* -- values -------------------------------------------------------------------------------------------------------- */
 
 /* "2.5k" with a table of units; the number must be finite and not negative. */
 struct unit {
@@ -225,7 +225,7 @@ static int add(struct parser *p, const struct option *o, const char *text, bool 
         return 0;
 }
 
-/* -- options ----------------------------------------------------------------------------------------------------------- */
+/* -- options ------------------------------------------------------------------------------------------------------- */
 
 static const struct option *find_exact(const struct option *table, const char *name, size_t len) {
         char word[64];
@@ -378,7 +378,7 @@ static int take_letters(struct parser *p, int n, char *const words[]) {
         return 1;
 }
 
-/* -- words without a dash ---------------------------------------------------------------------------------------------- */
+/* -- words without a dash ------------------------------------------------------------------------------------------ */
 
 /* The first position that nothing has filled, or the one that repeats. */
 static const struct option *free_position(const struct args *a) {
@@ -464,7 +464,7 @@ void args_deinit(struct args *a) {
         a->n = 0;
 }
 
-/* -- reading ----------------------------------------------------------------------------------------------------------- */
+/* -- reading ------------------------------------------------------------------------------------------------------- */
 
 static const struct arg *last(const struct args *a, const char *name) {
         for (size_t i = a->n; i > 0; i--) {

@@ -109,7 +109,7 @@ int cmd_storage_clear_metrics(struct ctl *ctl) { return clear(ctl, "metrics"); }
 
 int cmd_storage_clear_all(struct ctl *ctl) { return clear(ctl, "all"); }
 
-/* -- settings ---------------------------------------------------------------------------------------------------------- */
+/* -- settings ------------------------------------------------------------------------------------------------------ */
 
 static int call_key(struct ctl *ctl, const char *method, const char *value, char **ret, struct om_span *ret_text) {
         struct om_buf params = OM_BUF_INIT;

@@ -32,7 +32,7 @@ struct report {
         char id[];
 };
 
-/* -- lines for people -------------------------------------------------------------------------------------------------- */
+/* -- lines for people ---------------------------------------------------------------------------------------------- */
 
 static void put_line(struct run *run, const char *id, bool good, double seconds, int attempt, const char *why) {
         struct ctl *ctl = run->ctl;
@@ -86,7 +86,7 @@ static void on_settled(omni_client *client, int status, const char *error, void 
         free(report);
 }
 
-/* -- results ----------------------------------------------------------------------------------------------------------- */
+/* -- results ------------------------------------------------------------------------------------------------------- */
 
 /* The output as JSON: itself where it is JSON, else a string without the newline at its end; nothing is null. 0, -E2BIG, -ENOMEM. */
 static int make_result(struct run *run, struct om_span output, struct om_buf *b, struct om_span *ret) {
@@ -119,7 +119,7 @@ static int make_result(struct run *run, struct om_span output, struct om_buf *b,
         return om_buf_ok(b) ? 0 : -ENOMEM;
 }
 
-/* -- failures ---------------------------------------------------------------------------------------------------------- */
+/* -- failures ------------------------------------------------------------------------------------------------------ */
 
 /* The end of standard error, from a line's beginning where it was cut. */
 static struct om_span last_errors(const struct child *c) {
@@ -192,7 +192,7 @@ static void describe(const struct worker *w, struct om_buf *message, char type[3
         }
 }
 
-/* -- settling ---------------------------------------------------------------------------------------------------------- */
+/* -- settling ------------------------------------------------------------------------------------------------------ */
 
 static void fail(struct run *run, struct worker *w, const char *message, const char *type, unsigned flags) {
         const char *id = omni_task_id(w->task);

@@ -172,7 +172,7 @@ START_TEST(test_times_and_sizes_have_units) {
 }
 END_TEST
 
-/* -- the table ------------------------------------------------------------------------------------------------------- */
+/* -- the table ----------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_every_command_has_help_and_examples_that_parse) {
         for (const struct command *c = ctl_commands; c->path; c++) {
