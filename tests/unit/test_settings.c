@@ -61,8 +61,8 @@ static int read_with(char **arguments, char **environment) {
                 env_of[i + 1] = environment ? environment[i] : NULL;
         return om_settings_read(argc, argv_of, env_of, &flags, &settings, &error);
 }
-#define ARGS(...) ((char *[]){ __VA_ARGS__ __VA_OPT__(, ) NULL })
-#define ENV(...) ((char *[]){ __VA_ARGS__ __VA_OPT__(, ) NULL })
+#define ARGS(...) ((char **) (const char *[]){ __VA_ARGS__ __VA_OPT__(, ) NULL })
+#define ENV(...) ((char **) (const char *[]){ __VA_ARGS__ __VA_OPT__(, ) NULL })
 
 #define assert_read(...) ck_assert_msg(read_with(__VA_ARGS__) == 0, "%s", error.message)
 #define assert_refused(call, ...) assert_refused_(call, (const char *[]){ __VA_ARGS__, NULL })
