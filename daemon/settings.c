@@ -243,6 +243,8 @@ static int read_environment(struct om_settings_more *m, struct om_error *e) {
                         continue;
                 memcpy(name, *v, (size_t) (equals - *v));
                 name[equals - *v] = 0;
+                if (name[strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")])
+                        continue; /* no setting is called so, and a note of it could be several lines */
                 id = om_settings_find(name, &alias);
                 if (id < 0) {
                         om_settings_unknown(m, name, false, true, "environment", NULL);
@@ -306,11 +308,12 @@ static const char *other_word(enum om_setting_id id, const char *text) {
 static int parse_value(struct om_settings *s, enum om_setting_id id, struct om_error *e) {
         const struct om_setting *row = &om_settings_table[id];
         const struct om_setting_value *v = &om_more(s)->values[id];
-        void *field = (char *) s + row->option.offset;
+        void *field;
         int choice, r;
 
         if (row->option.offset == OM_NO_FIELD || !v->text)
                 return 0;
+        field = (char *) s + row->option.offset;
         if (row->octal)
                 return parse_octal(&row->option, v->text, field, e);
         if (row->option.type != OM_OPTION_ENUM)
