@@ -64,7 +64,7 @@ UNIT  := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 INTEG := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/integration/test_*.c))
 TOOLS := $(patsubst tests/lib/bin/%.c,$(B)/tests/bin/%,$(wildcard tests/lib/bin/*.c))
 
-.PHONY: all demo test test-unit test-integration bench fuzz fuzz-build lint format deps deps-test install uninstall clean help programs tests-build
+.PHONY: all demo test test-unit test-integration bench fuzz fuzz-build fuzz-coverage replay-build lint format deps deps-test install uninstall clean help programs tests-build
 
 all: deps ## build everything into build/ (installs what the build misses)
 	@$(MAKE) --no-print-directory programs
@@ -167,6 +167,16 @@ fuzz: deps-test ## fuzz every parser for FUZZ_SECONDS each (60); FUZZ_ONLY=TARGE
 	@tests/fuzz/run build-fuzz $(FUZZ_SECONDS) $(or $(FUZZ_ONLY),$(FUZZ_TARGETS))
 
 fuzz-build: $(FUZZ)
+
+# What the corpus reaches, in lines; fails where a parser is below FUZZ_LINES percent.
+FUZZ_LINES ?= 95
+fuzz-coverage: deps-test ## lines of the parsers that the corpus reaches
+	@packaging/install-deps.sh clang
+	@$(MAKE) --no-print-directory CC=clang B=build-coverage OPT=-O1 CFLAGS='-fprofile-instr-generate -fcoverage-mapping' \
+	    LDFLAGS=-fprofile-instr-generate replay-build
+	@tests/fuzz/coverage build-coverage $(FUZZ_LINES) $(FUZZ_TARGETS)
+
+replay-build: $(REPLAY)
 
 bench: all ## measure, beside what LMDB and the disk do alone (BENCH_ARGS="--only WORD --runs N --json FILE")
 	@$(MAKE) --no-print-directory $(B)/tests/bench/bench

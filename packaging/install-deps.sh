@@ -8,7 +8,7 @@ declare -A packages=(
         [build]="gcc make pkg-config libc6-dev libevent-dev libjansson-dev liblmdb-dev libsystemd-dev uthash-dev"
         [test]="check g++ python3 tmux procps"
         [lint]="clang clang-format clang-tidy codespell shellcheck"
-        [clang]="clang libclang-rt-14-dev"
+        [clang]="clang libclang-rt-14-dev llvm"
 )
 wanted=()
 for group in "${@:-build}"; do
