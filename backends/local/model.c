@@ -477,6 +477,8 @@ static void group_free_held(struct om_bus *b, struct group *g) {
 }
 
 void group_free(struct om_bus *b, struct group *g) {
+        if (g->sub)
+                g->sub->group = NULL;
         if (g->hh_name.tbl)
                 HASH_DELETE(hh_name, b->group_names, g);
         HASH_DELETE(hh_id, b->groups, g);

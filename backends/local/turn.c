@@ -171,7 +171,10 @@ static void subscribe_committed(struct om_bus *b, struct msg_subscribe *m) {
                 return;
         s->group_id = m->group_id;
         s->group = group_by_id(b, m->group_id);
-        s->group->sub = s;
+        if (s->group && s->group->deleted) /* by a change in the same turn */
+                s->group = NULL;
+        if (s->group)
+                s->group->sub = s;
         s->next = b->subs;
         if (b->subs)
                 b->subs->prev = s;
@@ -199,10 +202,9 @@ static int unsubscribe_apply(struct om_bus *b, struct om_bus_sub *s) {
 static void unsubscribe_end(struct om_bus *b, struct om_bus_sub *s) {
         bool linked = s->prev || b->subs == s;
 
-        if (s->group) {
+        if (s->group && s->group->sub == s)
                 s->group->sub = NULL;
-                s->group = NULL;
-        }
+        s->group = NULL;
         for (struct local_delivery *d = s->out; d; d = d->next)
                 if (d->held) {
                         d->held->delivery = NULL;

@@ -162,6 +162,19 @@ START_TEST(test_two_groups_each_get_all_of_a_thousand_in_order) {
 }
 END_TEST
 
+START_TEST(test_a_group_that_was_just_given_up_can_be_served_at_once) {
+        for (int i = 0; i < 200; i++) {
+                struct bus_group *g = serve("t", "a");
+
+                ck_assert_int_eq(bus_put_many(&u, "t", i, 1), 0);
+                expect(g, i, 1);
+                ack_all(g);
+                u.ops->unsubscribe(g->sub); /* and not waited for */
+                bus_forget(g);
+        }
+}
+END_TEST
+
 START_TEST(test_no_more_than_wanted_is_handed_out) {
         struct bus_group *g = serve("t", "a");
 
@@ -817,6 +830,7 @@ int main(void) {
         tcase_add_test(t, test_tasks_published_before_the_first_group_wait_for_it_and_a_later_group_starts_after);
         tcase_add_test(t, test_start_first_new_and_time_override);
         tcase_add_test(t, test_two_groups_each_get_all_of_a_thousand_in_order);
+        tcase_add_test(t, test_a_group_that_was_just_given_up_can_be_served_at_once);
         tcase_add_test(t, test_no_more_than_wanted_is_handed_out);
         tcase_add_test(t, test_a_group_given_up_and_taken_up_in_one_turn_is_served);
         tcase_add_test(t, test_a_retry_comes_back_when_due_with_the_attempt_counted_and_holds_up_nobody);
