@@ -171,7 +171,7 @@ static void byte_for_byte(void) {
                         continue;
                 }
                 MUST(r == 0, "content %zu (%.60s…): %s", i, contents[i], omni_strerror(rig_client));
-                MUST(UNTIL(w->n == sent + 1, 20000), "content %zu (%.60s…) does not arrive", i, contents[i]);
+                MUST(UNTIL(w->acked == (long) sent + 1, 20000), "content %zu (%.60s…) does not arrive", i, contents[i]);
                 const struct seen *s = &w->seen[sent++];
                 size_t len = strlen(contents[i]), same = 0;
                 while (same < len && same < s->content_len && s->content[same] == contents[i][same])

@@ -60,7 +60,7 @@ static void third_time_lucky(void) {
 
 static void always_failing(void) {
         rig_up(NULL);
-        const char *t = topic("t"), *content = "{ \"b\": 1e400, \"a\":\t[1, 2] }";
+        const char *t = topic("t"), *content = "{ \"b\": 1e+05, \"a\":\t[1, 2.0] }";
         omni_agent_options o = agent_options(t, "a");
         o.dlq_retry_limit = 3;
         o.worker = "the worker";
