@@ -230,6 +230,6 @@ const struct conf_case conf_bus_basic[] = {
         { "B04", "tasks published before the first agent exists are delivered to it", before_the_first_agent, 20 },
         { "B05", "a second group starts with what comes after it; `start` first and a time override", where_groups_start, 20 },
         { "B06", "content arrives byte for byte", byte_for_byte, 60 },
-        { "B24", "batch of 1,000 with two bad tasks: 998 published, 2 errors in place", batch_with_two_bad, 40 },
+        { "B24", "a batch of 1,000 with two bad tasks: 998 published, 2 errors in place", batch_with_two_bad, 40 },
         { NULL },
 };
