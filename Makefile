@@ -64,7 +64,8 @@ UNIT  := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 INTEG := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/integration/test_*.c))
 TOOLS := $(patsubst tests/lib/bin/%.c,$(B)/tests/bin/%,$(wildcard tests/lib/bin/*.c))
 
-.PHONY: all demo test test-unit test-integration bench fuzz fuzz-build fuzz-coverage replay-build lint format deps deps-test install uninstall clean help programs tests-build
+.PHONY: all demo test test-unit test-integration conformance bench fuzz fuzz-build fuzz-coverage replay-build lint format deps deps-test install \
+        uninstall clean help programs tests-build
 
 all: deps ## build everything into build/ (installs what the build misses)
 	@$(MAKE) --no-print-directory programs
@@ -125,7 +126,20 @@ $(TOOLS): $(B)/tests/bin/%: $(B)/obj/tests/lib/bin/%.o $(B)/tests/lib.a
 	$(call say,LINK)
 	$(Q)$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(DAEMON_LIBS) -o $@
 
-tests-build: programs $(UNIT) $(INTEG) $(TOOLS) $(REPLAY)
+# Conformance is one program on the client library alone: it sees the daemon as anybody does.
+CONFORMANCE := $(B)/tests/conformance/conformance
+CONFORMANCE_OBJ := $(call obj,$(wildcard tests/conformance/*.c))
+
+$(CONFORMANCE): $(CONFORMANCE_OBJ) $(B)/obj/tests/lib/daemon_proc.o $(B)/lib/libomniclient.a
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ $(CTL_LIBS) -o $@
+
+conformance: deps-test ## what every backend must pass, as the table case × backend (CONFORMANCE_ARGS="--bus URL --only B07 --json FILE"; SCALE=short)
+	@$(MAKE) --no-print-directory programs $(CONFORMANCE)
+	@OMNI_BIN=$(B)/bin $(CONFORMANCE) --scale $(or $(SCALE),full) $(CONFORMANCE_ARGS)
+
+tests-build: programs $(UNIT) $(INTEG) $(TOOLS) $(REPLAY) $(CONFORMANCE)
 
 test: deps-test ## build and run every test
 	@$(MAKE) --no-print-directory tests-build
