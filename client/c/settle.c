@@ -11,7 +11,7 @@
  */
 #include "internal.h"
 
-/* -- extending -------------------------------------------------------------------------------------------------------- */
+/* -- extending ----------------------------------------------------------------------------------------------------- */
 
 static struct omc_call *extend_begin(omni_client *c) {
         struct omc_call *call = omc_call_new(c, OMC_ONE_WAY);
@@ -91,7 +91,7 @@ int omni_task_extend(omni_task *t) {
 
 static void done_ack(omni_client *c, struct omc_call *call, struct om_span answer);
 
-/* -- failing ---------------------------------------------------------------------------------------------------------- */
+/* -- failing ------------------------------------------------------------------------------------------------------- */
 
 enum {
         MESSAGE_MAX = 60000, /* bytes of an error message that are sent */
@@ -150,7 +150,7 @@ int omni_task_fail(omni_task *t, const char *message, const char *type, int64_t 
         return fail_delivery(c, delivery, message, type, delay_ms, !(flags & OMNI_FAIL_NO_RETRY));
 }
 
-/* -- acknowledging ---------------------------------------------------------------------------------------------------- */
+/* -- acknowledging ------------------------------------------------------------------------------------------------- */
 
 enum {
         RESULT_DEPTH = OM_DEPTH_MAX - 4, /* body, params, deliveries, delivery */
@@ -264,7 +264,7 @@ int omni_task_ack(omni_task *t, const char *result_json, size_t result_len) {
         return omni_task_ack_publish(t, result_json, result_len, NULL, 0, NULL, NULL);
 }
 
-/* -- what became of it ------------------------------------------------------------------------------------------------ */
+/* -- what became of it --------------------------------------------------------------------------------------------- */
 
 static bool has_delivery(struct om_span array, uint64_t delivery) {
         struct om_json j;

@@ -41,7 +41,7 @@ static void die(const char *what, const char *why) {
         exit(1);
 }
 
-/* -- a folder and a daemon --------------------------------------------------------------------------------------------- */
+/* -- a folder and a daemon ----------------------------------------------------------------------------------------- */
 
 struct daemon {
         char folder[64], socket[96];
@@ -107,7 +107,7 @@ static void daemon_stop(struct daemon *d) {
         folder_remove(d->folder);
 }
 
-/* -- loads --------------------------------------------------------------------------------------------------------------- */
+/* -- loads --------------------------------------------------------------------------------------------------------- */
 
 static char *batch_params(const char *topic, int n) { /* params of a task.publish with n tasks */
         size_t size = 64 + (size_t) n * (CONTENT_BYTES + 128), at = 0;
@@ -198,7 +198,7 @@ static void *work_load(void *arg) {
         return NULL;
 }
 
-/* -- cases: each returns its figure of one run --------------------------------------------------------------------------- */
+/* -- cases: each returns its figure of one run --------------------------------------------------------------------- */
 
 static double raw_lmdb(int batch, long total) {
         char folder[64];
@@ -282,7 +282,7 @@ static double whole_way(const char *bus, const char *config, bool with_result, l
 static double case_whole_way(void) { return whole_way("local:", "{\"save_results\":false}", false, (long) (200000 * scale)); }
 static double case_whole_way_results(void) { return whole_way("local:", NULL, true, (long) (100000 * scale)); }
 
-/* -- latency ---------------------------------------------------------------------------------------------------------------- */
+/* -- latency ------------------------------------------------------------------------------------------------------- */
 
 struct ping {
         double sent_at, *us;
@@ -366,7 +366,7 @@ static double case_ping(void) {
         return us;
 }
 
-/* -- the table ----------------------------------------------------------------------------------------------------------------- */
+/* -- the table ----------------------------------------------------------------------------------------------------- */
 
 struct bench {
         const char *name, *unit, *what;

@@ -8,7 +8,7 @@
 #include "../../daemon/metrics.h"
 #include "../lib/fake_backends.h"
 
-/* -- histograms ----------------------------------------------------------------------------------------------------------------- */
+/* -- histograms ---------------------------------------------------------------------------------------------------- */
 
 static int by_size(const void *a, const void *b) {
         uint64_t x = *(const uint64_t *) a, y = *(const uint64_t *) b;
@@ -63,7 +63,7 @@ START_TEST(test_an_empty_histogram_and_one_with_a_week_in_it) {
 }
 END_TEST
 
-/* -- cells and snapshots -------------------------------------------------------------------------------------------------------- */
+/* -- cells and snapshots ------------------------------------------------------------------------------------------- */
 
 static struct om_span span(const char *text) { return om_span_of(text); }
 
