@@ -64,7 +64,7 @@ UNIT  := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 INTEG := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/integration/test_*.c))
 TOOLS := $(patsubst tests/lib/bin/%.c,$(B)/tests/bin/%,$(wildcard tests/lib/bin/*.c))
 
-.PHONY: all demo test test-unit test-integration conformance bench fuzz fuzz-build fuzz-coverage replay-build lint format deps deps-test install \
+.PHONY: all demo test test-unit test-integration conformance soak bench fuzz fuzz-build fuzz-coverage replay-build lint format deps deps-test install \
         uninstall clean help programs tests-build
 
 all: deps ## build everything into build/ (installs what the build misses)
@@ -139,7 +139,14 @@ conformance: deps-test ## what every backend must pass, as the table case × bac
 	@$(MAKE) --no-print-directory programs $(CONFORMANCE)
 	@OMNI_BIN=$(B)/bin $(CONFORMANCE) --scale $(or $(SCALE),full) $(CONFORMANCE_ARGS)
 
-tests-build: programs $(UNIT) $(INTEG) $(TOOLS) $(REPLAY) $(CONFORMANCE)
+# What the fault tests preload into the daemon. A sanitizer has an allocator of its own, which cannot be made to fail from here.
+INJECT := $(B)/tests/fault/inject.so
+$(INJECT): tests/fault/inject.c
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(if $(SANITIZE),-DOM_INJECT_NO_MEMORY) -std=gnu11 -g $(OPT) -fPIC -fvisibility=hidden $(WARN) -shared $< -ldl -o $@
+
+tests-build: programs $(UNIT) $(INTEG) $(TOOLS) $(REPLAY) $(CONFORMANCE) $(INJECT)
 
 test: deps-test ## build and run every test
 	@$(MAKE) --no-print-directory tests-build
@@ -149,9 +156,18 @@ test-unit: deps-test ## only the unit tests
 	@$(MAKE) --no-print-directory $(UNIT)
 	@tests/run $(B) unit
 
+soak: deps-test ## the long forms of the fault tests: hours (FAULT_ONLY=PATTERN, FAULT_SEED=N, FAULT_KILLS=N … for less)
+	@$(MAKE) --no-print-directory tests-build
+	@FAULT_LONG=1 TEST_JOBS=1 TEST_TIMEOUT=21600 TEST_ONLY=$(FAULT_ONLY) TEST_NOTES=1 tests/run $(B) fault
+
 test-integration: deps-test ## only the whole-system tests
 	@$(MAKE) --no-print-directory tests-build
 	@tests/run $(B) integration
+
+$(B)/tests/bench/bench: $(B)/obj/tests/bench/bench.o $(B)/lib/libomniclient.a
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ -llmdb -lpthread -lm -o $@
 
 $(B)/tests/bench/bench: $(B)/obj/tests/bench/bench.o $(B)/lib/libomniclient.a
 	@mkdir -p $(@D)
