@@ -294,7 +294,6 @@ struct om_bus_sub {
         /* bus thread */
         struct group *group;
         uint32_t group_id;
-        bool leaving;  /* its unsubscribe is in this turn: the group is free for whoever comes after it */
         uint32_t sent; /* handed over, ever (wraps) */
         unsigned want;
         struct local_delivery *out;
