@@ -306,11 +306,12 @@ static const char *other_word(enum om_setting_id id, const char *text) {
 static int parse_value(struct om_settings *s, enum om_setting_id id, struct om_error *e) {
         const struct om_setting *row = &om_settings_table[id];
         const struct om_setting_value *v = &om_more(s)->values[id];
-        void *field = (char *) s + row->option.offset;
+        void *field;
         int choice, r;
 
         if (row->option.offset == OM_NO_FIELD || !v->text)
                 return 0;
+        field = (char *) s + row->option.offset;
         if (row->octal)
                 return parse_octal(&row->option, v->text, field, e);
         if (row->option.type != OM_OPTION_ENUM)

@@ -6,7 +6,7 @@
  * are the global ones; from then on words fill the command's positions. What is wrong is said with the name that was probably meant.
  * Nothing is copied: values point into argv.
  */
-#include "client/ctl/args.h"
+#include "args.h"
 
 #include <errno.h>
 #include <math.h>

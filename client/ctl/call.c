@@ -5,10 +5,10 @@
  * A command that asks once does not wait for a daemon that is away: nobody at the socket is exit code 3, at once. Commands that serve
  * (agent run, watch, top) use a client that waits. Everything blocks; one thread.
  */
-#include "client/ctl/ctl.h"
-#include "client/ctl/doc.h"
-#include "client/ctl/progress.h"
-#include "client/ctl/text.h"
+#include "ctl.h"
+#include "doc.h"
+#include "progress.h"
+#include "text.h"
 
 #include <errno.h>
 #include <inttypes.h>

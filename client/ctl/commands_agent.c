@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* agent list|get|pause|resume|delete and topic delete. `agent run` is run.c. */
-#include "client/ctl/doc.h"
-#include "client/ctl/view.h"
+#include "doc.h"
+#include "view.h"
 
 #include <inttypes.h>
 #include <stdlib.h>

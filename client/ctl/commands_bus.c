@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* bus topics|groups|inspect|stats. */
-#include "client/ctl/doc.h"
-#include "client/ctl/table.h"
-#include "client/ctl/view.h"
+#include "doc.h"
+#include "table.h"
+#include "view.h"
 
 #include <inttypes.h>
 #include <stdlib.h>

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The daemon itself: health, backends, metrics, reload, version, and any method by name. */
-#include "client/ctl/doc.h"
-#include "client/ctl/input.h"
-#include "client/ctl/text.h"
-#include "client/ctl/view.h"
-#include "proto/rpc.h"
+#include "doc.h"
+#include "input.h"
+#include "text.h"
+#include "view.h"
+#include "../../proto/rpc.h"
 
 #include <errno.h>
 #include <stdio.h>

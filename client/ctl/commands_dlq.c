@@ -5,8 +5,8 @@
  * The protocol asks for one group's dead letters; `dlq list` without an agent asks which groups have any and lists each of them, with
  * `topic` and `agent` put in front of the members of each dead letter.
  */
-#include "client/ctl/doc.h"
-#include "client/ctl/view.h"
+#include "doc.h"
+#include "view.h"
 
 #include <inttypes.h>
 #include <stdlib.h>

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* storage health|clear and config get|set|list|delete. */
-#include "client/ctl/doc.h"
-#include "client/ctl/table.h"
-#include "client/ctl/text.h"
-#include "client/ctl/view.h"
-#include "proto/rpc.h"
+#include "doc.h"
+#include "table.h"
+#include "text.h"
+#include "view.h"
+#include "../../proto/rpc.h"
 
 #include <ctype.h>
 #include <stdlib.h>

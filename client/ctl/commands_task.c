@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* task get|list|search|delete: results. `task publish` is publish.c. */
-#include "client/ctl/doc.h"
-#include "client/ctl/term.h"
-#include "client/ctl/view.h"
+#include "doc.h"
+#include "term.h"
+#include "view.h"
 
 #include <errno.h>
 #include <inttypes.h>

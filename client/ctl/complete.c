@@ -4,9 +4,9 @@
  * (completion_scripts.c) only ask it. Candidates come from the table of commands, and from the running daemon where a value is a topic, an
  * agent or a setting: that one is given a third of a second. A line ":files" or ":programs" leaves it to the shell.
  */
-#include "client/ctl/ctl.h"
-#include "client/ctl/doc.h"
-#include "client/ctl/text.h"
+#include "ctl.h"
+#include "doc.h"
+#include "text.h"
 
 #include <stdlib.h>
 #include <string.h>

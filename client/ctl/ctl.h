@@ -7,11 +7,11 @@
  * A command is a row of the table in commands.c: a function that reads its arguments (args.h), calls the daemon (call.c) and puts what came
  * into ctl->out (view.h). main.c writes that out: once, or again and again with --watch. One thread; nothing here is shared.
  */
-#include "proto/buf.h"
-#include "proto/error.h"
-#include "proto/json_scan.h"
-#include "client/c/omniclient.h"
-#include "client/ctl/args.h"
+#include "../../proto/buf.h"
+#include "../../proto/error.h"
+#include "../../proto/json_scan.h"
+#include "../c/omniclient.h"
+#include "args.h"
 
 /* Exit codes: told in --help and in the man page (help.c), so that scripts can rely on them. */
 enum {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Values as spans of checked text: see doc.h. */
-#include "client/ctl/doc.h"
-#include "client/ctl/ctl.h"
-#include "client/ctl/text.h"
+#include "doc.h"
+#include "ctl.h"
+#include "text.h"
 
 struct om_json_value doc_root(struct om_span text) {
         struct om_json j;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Files and lines: see input.h. */
-#include "client/ctl/input.h"
-#include "client/ctl/text.h"
+#include "input.h"
+#include "text.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -5,11 +5,11 @@
  * Standard output is the id (or, with --wait, the result) and nothing else, so that `id=$(omnictl task publish …)` works. A content that is
  * not JSON is refused rather than guessed at: a forgotten quote would otherwise arrive as text.
  */
-#include "client/ctl/publish.h"
-#include "client/ctl/doc.h"
-#include "client/ctl/input.h"
-#include "client/ctl/view.h"
-#include "proto/rpc.h"
+#include "publish.h"
+#include "doc.h"
+#include "input.h"
+#include "view.h"
+#include "../../proto/rpc.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -7,12 +7,12 @@
  * (the daemon refuses, a server is away) ends it. With --wait the results are then fetched, again WINDOW at once; only for that the ids are
  * kept.
  */
-#include "client/ctl/doc.h"
-#include "client/ctl/input.h"
-#include "client/ctl/progress.h"
-#include "client/ctl/publish.h"
-#include "client/ctl/text.h"
-#include "client/ctl/view.h"
+#include "doc.h"
+#include "input.h"
+#include "progress.h"
+#include "publish.h"
+#include "text.h"
+#include "view.h"
 
 #include <errno.h>
 #include <inttypes.h>

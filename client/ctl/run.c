@@ -12,9 +12,9 @@
  *   - not more than `workers` programs run; the queue holds what the daemon sent beyond that (prefetch), never started after a stop;
  *   - while we stop, what waits is given back when the last program has ended: unregistering hands it to other workers, uncounted.
  */
-#include "client/ctl/run.h"
-#include "client/ctl/term.h"
-#include "client/ctl/text.h"
+#include "run.h"
+#include "term.h"
+#include "text.h"
 
 #include <errno.h>
 #include <signal.h>

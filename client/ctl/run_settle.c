@@ -10,11 +10,11 @@
  *   too much output     fail, retried; type "output"
  *   the lease is over   nothing: another worker has the task
  */
-#include "client/ctl/doc.h"
-#include "client/ctl/run.h"
-#include "client/ctl/term.h"
-#include "client/ctl/text.h"
-#include "proto/rpc.h"
+#include "doc.h"
+#include "run.h"
+#include "term.h"
+#include "text.h"
+#include "../../proto/rpc.h"
 
 #include <ctype.h>
 #include <errno.h>

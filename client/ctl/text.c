@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Widths, cutting, escaping, and numbers for people: see text.h. */
-#include "client/ctl/text.h"
+#include "text.h"
 
 #include <locale.h>
 #include <math.h>

@@ -6,12 +6,12 @@
  * picture before. Topics are shown by what column the user sorts by. In a pipe one picture is printed, measured over one interval. A daemon
  * that is away is said so on the screen, and waited for.
  */
-#include "client/ctl/ctl.h"
-#include "client/ctl/doc.h"
-#include "client/ctl/table.h"
-#include "client/ctl/term.h"
-#include "client/ctl/text.h"
-#include "client/ctl/view.h"
+#include "ctl.h"
+#include "doc.h"
+#include "table.h"
+#include "term.h"
+#include "text.h"
+#include "view.h"
 
 #include <errno.h>
 #include <inttypes.h>

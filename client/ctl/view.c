@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Answers in each format: see view.h. */
-#include "client/ctl/view.h"
-#include "client/ctl/doc.h"
-#include "client/ctl/table.h"
-#include "client/ctl/text.h"
+#include "view.h"
+#include "doc.h"
+#include "table.h"
+#include "text.h"
 
 #include <ctype.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Buffers, the JSON written into them, arenas, and errors. */
-#include "proto/json_scan.h"
+#include "../../proto/json_scan.h"
 
 #include <check.h>
 #include <errno.h>

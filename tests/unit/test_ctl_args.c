@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "client/ctl/ctl.h"
-#include "client/ctl/help.h"
+#include "../../client/ctl/ctl.h"
+#include "../../client/ctl/help.h"
 
 static struct args a;
 static struct om_error e;

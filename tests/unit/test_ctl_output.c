@@ -6,13 +6,13 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "client/ctl/ctl.h"
-#include "client/ctl/doc.h"
-#include "client/ctl/input.h"
-#include "client/ctl/progress.h"
-#include "client/ctl/table.h"
-#include "client/ctl/text.h"
-#include "client/ctl/view.h"
+#include "../../client/ctl/ctl.h"
+#include "../../client/ctl/doc.h"
+#include "../../client/ctl/input.h"
+#include "../../client/ctl/progress.h"
+#include "../../client/ctl/table.h"
+#include "../../client/ctl/text.h"
+#include "../../client/ctl/view.h"
 
 static struct ctl ctl;
 static struct om_buf b;

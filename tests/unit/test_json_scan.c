@@ -3,7 +3,7 @@
  * The JSON reader: what it takes and refuses, where it says that values stand, and what it makes of them. Jansson is the
  * second opinion: on generated and on mutated texts both must agree, and where they accept, on every value.
  */
-#include "proto/json_scan.h"
+#include "../../proto/json_scan.h"
 
 #include <check.h>
 #include <errno.h>

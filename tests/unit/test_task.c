@@ -3,7 +3,7 @@
  * Tasks, beyond the vectors (test_vectors.c): the parts as they were read, the record as it is written, ids that never repeat, and
  * hostile and mutated tasks.
  */
-#include "proto/task.h"
+#include "../../proto/task.h"
 
 #include <check.h>
 #include <errno.h>
