@@ -64,7 +64,7 @@ UNIT  := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 INTEG := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/integration/test_*.c))
 TOOLS := $(patsubst tests/lib/bin/%.c,$(B)/tests/bin/%,$(wildcard tests/lib/bin/*.c))
 
-.PHONY: all demo test test-unit test-integration bench fuzz fuzz-build lint format deps deps-test install uninstall clean help programs tests-build
+.PHONY: all demo test test-unit test-integration bench bench-instructions fuzz fuzz-build lint format deps deps-test install uninstall clean help programs tests-build
 
 all: deps ## build everything into build/ (installs what the build misses)
 	@$(MAKE) --no-print-directory programs
@@ -139,10 +139,15 @@ test-integration: deps-test ## only the whole-system tests
 	@$(MAKE) --no-print-directory tests-build
 	@tests/run $(B) integration
 
-$(B)/tests/bench/bench: $(B)/obj/tests/bench/bench.o $(B)/lib/libomniclient.a
+# NATS beside us in the benchmark, where its client library is installed.
+BENCH_OBJ := $(call obj,$(wildcard tests/bench/*.c))
+BENCH_NATS = $(shell pkg-config --exists libnats && echo -DHAVE_NATS)
+$(BENCH_OBJ): CPPFLAGS_ALL += $(BENCH_NATS)
+
+$(B)/tests/bench/bench: $(BENCH_OBJ) $(B)/lib/libomniclient.a
 	@mkdir -p $(@D)
 	$(call say,LINK)
-	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ -llmdb -lpthread -lm -o $@
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ -llmdb $(if $(BENCH_NATS),-lnats) -lpthread -lm -o $@
 
 # -- fuzzing: one program a target; the same source is replayed over its corpus in `make test` ------------------------------
 
@@ -168,9 +173,15 @@ fuzz: deps-test ## fuzz every parser for FUZZ_SECONDS each (60); FUZZ_ONLY=TARGE
 
 fuzz-build: $(FUZZ)
 
-bench: all ## measure, beside what LMDB and the disk do alone (BENCH_ARGS="--only WORD --runs N --json FILE")
+bench: all ## measure, beside LMDB, beanstalkd and NATS alone (BENCH_ARGS="--quick --only WORD --runs N --json FILE")
+	@packaging/install-deps.sh bench
 	@$(MAKE) --no-print-directory $(B)/tests/bench/bench
-	@OMNI_BIN=$(B)/bin $(B)/tests/bench/bench $(BENCH_ARGS)
+	@NATS_SERVER=$$(tests/servers/nats.sh build || true) OMNI_BIN=$(B)/bin $(B)/tests/bench/bench $(BENCH_ARGS)
+
+bench-instructions: all ## instructions of the daemon a task, by callgrind: a figure that repeats
+	@packaging/install-deps.sh bench
+	@$(MAKE) --no-print-directory $(B)/tests/bench/bench
+	@tests/bench/instructions.sh $(B)
 
 demo: all ## start a daemon, serve an agent, publish tasks, show results; stops by itself
 	@packaging/demo.sh $(B)
