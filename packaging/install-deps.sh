@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs by apt what a build, the tests or the linters miss on Debian 12; quiet and instant when nothing is missing.
-#   packaging/install-deps.sh [build] [test] [lint]
+#   packaging/install-deps.sh [build] [test] [lint] [clang] [bench]
 set -euo pipefail
 
 declare -A packages=(
@@ -9,6 +9,7 @@ declare -A packages=(
         [test]="check g++ python3 tmux procps"
         [lint]="clang clang-format clang-tidy codespell shellcheck"
         [clang]="clang libclang-rt-14-dev llvm"
+        [bench]="beanstalkd libnats-dev valgrind"
 )
 wanted=()
 for group in "${@:-build}"; do
