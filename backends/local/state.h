@@ -301,6 +301,7 @@ struct om_bus_sub {
         struct batch *batch; /* of this turn */
         uint64_t expired;    /* of this turn */
         bool expired_queued;
+        bool leaving; /* its unsubscribe() is being applied: the group may be served anew in the same turn */
         struct om_bus_sub *prev, *next, *expired_next;
 };
 
