@@ -72,8 +72,9 @@ all: deps ## build everything into build/ (installs what the build misses)
 
 programs: $(B)/bin/omnidaemond $(B)/bin/omnictl $(B)/bin/omnidaemon $(B)/lib/libomniclient.so $(B)/lib/libomniclient.a
 
-deps: ; @packaging/install-deps.sh build
-deps-test: ; @packaging/install-deps.sh build test
+DEPS_CC := $(if $(findstring clang,$(CC)),clang)
+deps: ; @packaging/install-deps.sh build $(DEPS_CC)
+deps-test: ; @packaging/install-deps.sh build test $(DEPS_CC)
 
 $(B)/obj/%.o: %.c
 	@mkdir -p $(@D)
