@@ -85,6 +85,9 @@ char *publish(const char *topic, const char *content_format, ...) __attribute__(
 char *publish_with(omni_publish_options task);
 void publish_numbers(const char *topic, int from, int n); /* contents FROM, FROM+1 … in one go */
 
+/* So many clients publish with one idempotency key at once: one wins, all are told the same id. */
+void publish_race(const char *topic, const char *key, int racers);
+
 /* -- workers ----------------------------------------------------------------------------------------------------------------- */
 
 struct seen { /* one delivery */
