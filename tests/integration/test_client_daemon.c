@@ -46,7 +46,7 @@ static omni_agent *serve(omni_client *c, const char *topic, const char *name, om
         return a;
 }
 
-/* -- handlers --------------------------------------------------------------------------------------------------------- */
+/* -- handlers ------------------------------------------------------------------------------------------------------ */
 
 struct count {
         int seen, stop_at, attempt;
@@ -292,7 +292,7 @@ START_TEST(test_what_the_daemon_refuses_has_errno_and_words) {
 }
 END_TEST
 
-/* -- the daemon goes and comes ---------------------------------------------------------------------------------------- */
+/* -- the daemon goes and comes ------------------------------------------------------------------------------------- */
 
 START_TEST(test_client_and_agent_survive_restarts) {
         omni_client *c = client_new();
@@ -430,7 +430,7 @@ START_TEST(test_idempotency_keys_publish_once_though_the_daemon_is_killed) {
 }
 END_TEST
 
-/* -- two workers ------------------------------------------------------------------------------------------------------ */
+/* -- two workers --------------------------------------------------------------------------------------------------- */
 
 static void hold_only(omni_agent *agent, omni_task *task, void *user) {
         *(int *) user += 1;
