@@ -31,7 +31,7 @@ static void where_they_are(const char *t, unsigned char *held, unsigned char *de
 static void killed_while_moving(void) {
         enum { EACH = 60, ROUNDS_MAX = 50, PREFETCH = 3 };
         static unsigned char held[EACH * ROUNDS_MAX], dead[EACH * ROUNDS_MAX];
-        int rounds = SCALE(ROUNDS_MAX, 8), between = 0;
+        int rounds = SCALE(ROUNDS_MAX, 16), between = 0;
         rig_up(NULL);
         const char *t = topic("t");
         omni_agent_options o = agent_options(t, "a");
@@ -120,20 +120,20 @@ static void count_outputs(const char *out, unsigned char *count, int n) {
 static void exactly_once(void) {
         enum { EACH = 100, KILLS_MAX = 50 };
         static unsigned char count[EACH * (KILLS_MAX + 1)];
-        int kills = SCALE(KILLS_MAX, 8);
+        int kills = SCALE(KILLS_MAX, 20);
         rig_up(NULL);
         const char *t = topic("t"), *out = topic("out");
         struct oracle *o = oracle_new(t, "a");
-        pid_t agent = oracle_agent(o, 10, 0, out);
+        pid_t agent = oracle_agent(o, 10, 1, out);
         for (int i = 0; i < kills; i++) {
                 publish_numbers(t, i * EACH, EACH);
                 long before = o->progress->handled;
                 while (o->progress->handled == before)
                         serve_for(1);
-                serve_for(any(4));
+                serve_for(any(60));
                 if (i % 2) {
                         oracle_kill(o, agent);
-                        agent = oracle_agent(o, 10, 0, out);
+                        agent = oracle_agent(o, 10, 1, out);
                 } else {
                         om_test_daemon_kill9(rig_daemon);
                         om_test_daemon_up(rig_daemon);
