@@ -29,7 +29,7 @@ static void ignore(omni_agent *agent, omni_task *task, void *user) {}
 static void sleepers(void) {
         enum { SIZE = 10000, PREFETCH = 100, ROOM = 16 << 20, OUTPUT = 128 << 10, SOCKET = 256 << 10 };
         int n = SCALE(500, 50), tasks = n * PREFETCH;
-        rig_up((const char *const[]){ rig_text("SESSION_OUTPUT_BYTES=%d", OUTPUT), "STOP_GRACE=0", NULL });
+        rig_up((const char *const[]){ rig_text("SESSION_OUTPUT_BYTES=%d", OUTPUT), "STOP_GRACE=0", RIG_MEASURED, NULL });
         const char *t = topic("awake"), *u = topic("asleep");
         struct worker *awake = serve(t, "a", act_ack), *beside = serve(u, "awake", act_ack);
         double alone = round_trip_ms(awake, t);
