@@ -297,43 +297,49 @@ int om_file_writer_flush(struct om_file_table *t, struct om_file_writer *w, stru
 
 /* Appends an entry's value; it stands in the new file from now on. */
 static int put_value(struct om_file_table *t, struct om_file_writer *w, struct om_file_entry *entry, struct om_error *e) {
-        struct om_arena arena = { 0 };
-        struct om_span value;
-        int r = om_file_table_read(t, entry, &arena, &value, e);
+        char *to = om_buf_reserve(&w->buf, entry->length);
+        int r = to ? om_file_table_read_into(t, entry, to, e) : om_error_set_errno(e, ENOMEM, "cannot write %s.json", t->name);
         if (r == 0) {
                 entry->place = OM_FILE_PLACE(w->slot, w->flushed + w->buf.len);
-                om_buf_put_span(&w->buf, value);
+                w->buf.len += entry->length;
         }
-        om_arena_deinit(&arena);
         return r;
 }
 
+static void put_name(struct om_buf *b, const char *indent, const char *name) {
+        om_buf_lit(b, ",\n");
+        om_buf_puts(b, indent);
+        om_buf_puts(b, name);
+}
+
+/* `name` with what stands around it: `"name": `. */
 static void put_member(struct om_buf *b, const char *indent, const char *name, struct om_span text) {
         if (!text.len)
                 return;
-        om_buf_printf(b, ",\n%s\"%s\": ", indent, name);
+        put_name(b, indent, name);
         om_buf_json_span(b, text);
 }
 
 static void put_times(struct om_buf *b, const char *indent, const struct om_file_entry *entry) {
-        om_buf_printf(b, ",\n%s\"saved_at\": ", indent);
+        put_name(b, indent, "\"saved_at\": ");
         om_buf_json_time(b, entry->saved_ms);
         if (entry->expires_ms) {
-                om_buf_printf(b, ",\n%s\"expires_at\": ", indent);
+                put_name(b, indent, "\"expires_at\": ");
                 om_buf_json_time(b, entry->expires_ms);
         }
-        om_buf_printf(b, ",\n%s\"seq\": ", indent);
+        put_name(b, indent, "\"seq\": ");
         om_buf_u64(b, entry->sequence);
 }
 
 static int put_record(
         struct om_file_table *t, struct om_file_writer *w, const char *indent, struct om_file_entry *entry, struct om_error *e) {
         struct om_buf *b = &w->buf;
-        om_buf_printf(b, "%s\"%s\": ", indent, t->kind == OM_STORE_KEYS ? "value" : "result");
+        om_buf_puts(b, indent);
+        om_buf_puts(b, t->kind == OM_STORE_KEYS ? "\"value\": " : "\"result\": ");
         int r = put_value(t, w, entry, e);
-        put_member(b, indent, "agent", om_file_name(entry));
-        put_member(b, indent, "topic", om_file_topic(entry));
-        put_member(b, indent, "status", om_file_status(entry));
+        put_member(b, indent, "\"agent\": ", om_file_name(entry));
+        put_member(b, indent, "\"topic\": ", om_file_topic(entry));
+        put_member(b, indent, "\"status\": ", om_file_status(entry));
         put_times(b, indent, entry);
         return r;
 }
