@@ -63,6 +63,7 @@ void om_file_table_close(struct om_file_table *t) {
         }
         om_file_index_clear(&t->index);
         om_buf_deinit(&t->writer.buf);
+        om_buf_deinit(&t->writer.window);
         t->base = 0;
         t->journal = 2;
         t->base_bytes = t->journal_bytes = t->journal_synced = t->old_bytes = t->next_sequence = 0;

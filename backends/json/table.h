@@ -23,6 +23,10 @@ struct om_file_writer {
         int fd;
         unsigned slot;
         bool some; /* an entry was written: the next one follows a comma */
+        /* A piece of the file that values are copied from: they stand there one after the other, mostly. */
+        struct om_buf window;
+        unsigned window_slot;
+        uint64_t window_at;
 };
 
 struct om_file_settings {
