@@ -61,7 +61,7 @@ struct registering {
         bool again;             /* not a request's: the storage is back */
 };
 
-/* -- entries ------------------------------------------------------------------------------------------------------------------ */
+/* -- entries ------------------------------------------------------------------------------------------------------- */
 
 static struct om_span topic_of(const struct entry *e) { return (struct om_span){ e->key, e->topic_len }; }
 static struct om_span agent_of(const struct entry *e) { return (struct om_span){ e->key + e->topic_len + 1, e->len - e->topic_len - 1 }; }
@@ -155,7 +155,7 @@ bool om_agents_is_paused(const struct om_agents *a, struct om_span topic, struct
         return e && e->paused;
 }
 
-/* -- deletions ------------------------------------------------------------------------------------------------------------------ */
+/* -- deletions ----------------------------------------------------------------------------------------------------- */
 
 void om_agents_begin_deletion(struct om_agents *a, struct om_agent_deletion *d) { DL_APPEND(a->deletions, d); }
 void om_agents_end_deletion(struct om_agents *a, struct om_agent_deletion *d) { DL_DELETE(a->deletions, d); }
@@ -169,7 +169,7 @@ static bool is_being_deleted(const struct om_agents *a, struct om_span topic, st
         return false;
 }
 
-/* -- pauses that other daemons wrote ------------------------------------------------------------------------------------------------ */
+/* -- pauses that other daemons wrote ------------------------------------------------------------------------------- */
 
 struct poll {
         uint64_t changes; /* at its beginning */
@@ -196,7 +196,7 @@ static void on_polled(struct om_call *c, int status, const struct om_error *erro
         om_call_free(c);
 }
 
-/* -- the steps of a registration ------------------------------------------------------------------------------------------------------ */
+/* -- the steps of a registration ----------------------------------------------------------------------------------- */
 
 /* Hands it to the dispatcher: the end of every way through. */
 static void serve(struct om_call *c) {
@@ -370,8 +370,7 @@ static void begin_steps(struct om_call *c) {
         om_call_start(c);
 }
 
-/* -- params ------------------------------------------------------------------------------------------------------------------------------
- */
+/* -- params -------------------------------------------------------------------------------------------------------- */
 
 static int read_start(const struct om_json_member *m, struct om_agent_config *config, struct om_error *e) {
         if (m->value.type == 0)
@@ -529,8 +528,7 @@ void om_agents_register(struct om_core *core, struct om_request *req, struct om_
         begin_steps(c);
 }
 
-/* -- when the storage is back
- * --------------------------------------------------------------------------------------------------------------- */
+/* -- when the storage is back -------------------------------------------------------------------------------------- */
 
 static void save_again(struct om_agents *a, struct entry *e) {
         struct om_call *c = om_call_new(a->core, NULL, OM_CALL_NONE, NULL);

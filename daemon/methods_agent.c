@@ -14,7 +14,7 @@
 #include "agents.h"
 #include "methods.h"
 
-/* -- register, unregister -------------------------------------------------------------------------------------------------- */
+/* -- register, unregister ------------------------------------------------------------------------------------------ */
 
 static void agent_register(struct om_request *req, struct om_span params) { om_agents_register(req->core, req, params); }
 
@@ -33,7 +33,7 @@ static void agent_unregister(struct om_request *req, struct om_span params) {
                 om_request_ok(req);
 }
 
-/* -- list, get -------------------------------------------------------------------------------------------------------------- */
+/* -- list, get ----------------------------------------------------------------------------------------------------- */
 
 static void put_raw(struct om_buf *b, const char *name, struct om_span record, const char *fallback) {
         struct om_json_value value;
@@ -244,7 +244,7 @@ static void agent_get(struct om_request *req, struct om_span params) {
                 get_record(c, on_get_record);
 }
 
-/* -- pause, resume ------------------------------------------------------------------------------------------------------------ */
+/* -- pause, resume ------------------------------------------------------------------------------------------------- */
 
 static void on_pause_written(struct om_call *c, int status, const struct om_error *e) {
         const struct named *n = c->data;
@@ -285,7 +285,7 @@ static void set_paused(struct om_request *req, struct om_span params, bool pause
 static void agent_pause(struct om_request *req, struct om_span params) { set_paused(req, params, true); }
 static void agent_resume(struct om_request *req, struct om_span params) { set_paused(req, params, false); }
 
-/* -- delete -------------------------------------------------------------------------------------------------------------------- */
+/* -- delete -------------------------------------------------------------------------------------------------------- */
 
 static void on_records_deleted(struct om_call *c, int status, const struct om_error *e) {
         struct named *n = c->data;

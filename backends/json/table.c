@@ -45,7 +45,7 @@ int om_file_sync_fd(const struct om_file_table *t, int fd, const char *path, str
         return om_file_error(e, errno, "sync", path);
 }
 
-/* -- opening ----------------------------------------------------------------------------------------------------------------- */
+/* -- opening ------------------------------------------------------------------------------------------------------- */
 
 void om_file_table_init(struct om_file_table *t) {
         for (int i = 0; i < 4; i++)
@@ -258,7 +258,7 @@ int om_file_table_recover(struct om_file_table *t, struct om_error *e) {
         return om_file_table_open(t, e);
 }
 
-/* -- the journal ------------------------------------------------------------------------------------------------------------- */
+/* -- the journal --------------------------------------------------------------------------------------------------- */
 
 static int open_journal(struct om_file_table *t, struct om_error *e) {
         char path[PATH_MAX];
@@ -343,7 +343,7 @@ void om_file_record_put(struct om_buf *b, const struct om_store_entry *entry, ui
         om_journal_end(b, mark, synced);
 }
 
-/* -- writing ----------------------------------------------------------------------------------------------------------------- */
+/* -- writing ------------------------------------------------------------------------------------------------------- */
 
 /* Text that would not come back from a file as it is: JSON strings are Unicode. */
 static bool is_text(struct om_span s) {

@@ -41,7 +41,7 @@ static int compare_spans(struct om_span a, struct om_span b) {
         return r ? r : a.len < b.len ? -1 : a.len > b.len;
 }
 
-/* -- topics -------------------------------------------------------------------------------------------------------------------- */
+/* -- topics -------------------------------------------------------------------------------------------------------- */
 
 static int compare_logs(const void *a, const void *b) {
         const struct log *l = *(const struct log *const *) a, *m = *(const struct log *const *) b;
@@ -81,7 +81,7 @@ static int query_topics(struct om_bus *b, struct msg_query *m, struct om_bus_que
         return q->topics ? 0 : ENOMEM;
 }
 
-/* -- groups -------------------------------------------------------------------------------------------------------------------- */
+/* -- groups -------------------------------------------------------------------------------------------------------- */
 
 static int compare_groups(const void *a, const void *b) {
         const struct group *g = *(const struct group *const *) a, *h = *(const struct group *const *) b;
@@ -137,7 +137,7 @@ static int query_groups(struct om_bus *b, struct msg_query *m, struct om_bus_que
         return r;
 }
 
-/* -- what a topic holds ---------------------------------------------------------------------------------------------------------- */
+/* -- what a topic holds -------------------------------------------------------------------------------------------- */
 
 /* All lanes of a log at once: each has a cursor at its next row, and the lowest number is the oldest. */
 struct lanes {
@@ -233,7 +233,7 @@ static int query_held(struct om_bus *b, struct msg_query *m, struct om_bus_query
         return r;
 }
 
-/* -- dead letters ---------------------------------------------------------------------------------------------------------------- */
+/* -- dead letters -------------------------------------------------------------------------------------------------- */
 
 static int put_letter(struct om_bus_query *q, struct om_dead_letter *to, uint64_t n, const MDB_val *v) {
         struct om_dead_letter letter;
@@ -325,7 +325,7 @@ static int query_dead(struct om_bus *b, struct msg_query *m, struct om_bus_query
         return r == MDB_NOTFOUND ? 0 : r;
 }
 
-/* -- health ------------------------------------------------------------------------------------------------------------------------ */
+/* -- health -------------------------------------------------------------------------------------------------------- */
 
 static int query_health(struct om_bus *b, struct om_bus_query *q) {
         static const char *const names[] = { "always", "interval", "memory" };
@@ -337,7 +337,7 @@ static int query_health(struct om_bus *b, struct om_bus_query *q) {
         if (b->settings.durability == DURABILITY_ALWAYS)
                 om_buf_lit(&out, ",\"durability\":\"strong\"");
         else if (b->settings.durability == DURABILITY_INTERVAL)
-                om_buf_printf(&out, ",\"durability\":\"weak\",\"why\":\"durability=interval: a power cut loses up to %" PRId64 " ms\"",
+                om_buf_printf(&out, ",\"durability\":\"weak\",\"why\":\"durability=interval: a power cut loses up to %" PRId64 " ms, and may damage the file\"",
                         b->settings.sync_interval_ms);
         else
                 om_buf_lit(&out, ",\"durability\":\"weak\",\"why\":\"durability=memory: a power cut loses everything\"");

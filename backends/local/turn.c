@@ -21,7 +21,7 @@
 enum { GROWTHS_MAX = 48, REOPEN_MIN_MS = 100, REOPEN_MAX_MS = 10000 };
 #define MAP_SPARE ((size_t) 16 << 20)
 
-/* -- what goes to the loop -------------------------------------------------------------------------------------------------- */
+/* -- what goes to the loop ----------------------------------------------------------------------------------------- */
 
 struct news *bus_news(struct om_bus *b) {
         if (!b->news) {
@@ -128,7 +128,7 @@ static void post_news(struct om_bus *b) {
         b->done_end = &b->done;
 }
 
-/* -- groups served ------------------------------------------------------------------------------------------------------------ */
+/* -- groups served ------------------------------------------------------------------------------------------------- */
 
 /* 1: not now, rows of a group before it are still being deleted. */
 static int subscribe_apply(struct om_bus *b, struct msg_subscribe *m) {
@@ -232,7 +232,7 @@ static void want(struct om_bus *b, struct om_bus_sub *s) {
                 group_wake(b, s->group);
 }
 
-/* -- the transaction ---------------------------------------------------------------------------------------------------------- */
+/* -- the transaction ----------------------------------------------------------------------------------------------- */
 
 struct turn {
         struct msg *writes, **writes_end;
@@ -367,7 +367,7 @@ static void committed(struct om_bus *b, struct turn *t) {
         jobs_committed(b);
 }
 
-/* -- failing and coming back -------------------------------------------------------------------------------------------------- */
+/* -- failing and coming back --------------------------------------------------------------------------------------- */
 
 static void fail_all(struct om_bus *b, struct msg *list, const struct om_error *error) {
         struct msg *next;
@@ -445,7 +445,7 @@ static void fail(struct om_bus *b, struct turn *t, int code) {
         reopen(b);
 }
 
-/* -- the turn ------------------------------------------------------------------------------------------------------------------- */
+/* -- the turn ------------------------------------------------------------------------------------------------------ */
 
 static void sort_messages(struct om_bus *b, struct turn *t, struct om_work *list) {
         struct om_work *next;

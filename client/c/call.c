@@ -15,7 +15,7 @@
 
 #include <stdio.h>
 
-/* -- making --------------------------------------------------------------------------------------------------------- */
+/* -- making -------------------------------------------------------------------------------------------------------- */
 
 struct omc_call *omc_call_new(omni_client *c, enum omc_type type) {
         struct omc_call *call;
@@ -68,7 +68,7 @@ struct omc_entry *omc_entry_add(struct omc_call *call) {
         return entry;
 }
 
-/* -- the lists ------------------------------------------------------------------------------------------------------- */
+/* -- the lists ----------------------------------------------------------------------------------------------------- */
 
 static struct omc_call **bucket_of(omni_client *c, uint64_t id) { return &c->buckets[id % OMC_BUCKETS]; }
 
@@ -157,7 +157,7 @@ void omc_event_add(omni_client *c, struct omc_call *call) {
         omc_append(&c->events, &call->link);
 }
 
-/* -- the end of a call ------------------------------------------------------------------------------------------------ */
+/* -- the end of a call --------------------------------------------------------------------------------------------- */
 
 void omc_call_finish(omni_client *c, struct omc_call *call, int status, struct om_span answer) {
         omc_call_take(c, call);
@@ -254,7 +254,7 @@ void omc_close_batches(omni_client *c) {
         omc_ack_close(c);
 }
 
-/* -- reading answers -------------------------------------------------------------------------------------------------- */
+/* -- reading answers ----------------------------------------------------------------------------------------------- */
 
 bool omc_get(struct om_span object, const char *name, unsigned types, struct om_json_value *ret) {
         struct om_json j;
@@ -276,7 +276,7 @@ bool omc_get(struct om_span object, const char *name, unsigned types, struct om_
         return false;
 }
 
-/* -- any method ------------------------------------------------------------------------------------------------------- */
+/* -- any method ---------------------------------------------------------------------------------------------------- */
 
 /* Methods that only read: to ask twice does no harm. */
 static bool only_reads(const char *method) {
@@ -393,7 +393,7 @@ int omni_call(omni_client *c, const char *method, const char *params_json, char 
         return 0;
 }
 
-/* -- results ---------------------------------------------------------------------------------------------------------- */
+/* -- results ------------------------------------------------------------------------------------------------------- */
 
 enum {
         WAIT_SLICE_MS = 3600 * 1000, /* the daemon is asked anew so often: it waits a day at most */

@@ -51,7 +51,7 @@ void omc_copy_options(void *ours, size_t size, const void *theirs) {
         memcpy(ours, &size, sizeof(size));
 }
 
-/* -- making and freeing ----------------------------------------------------------------------------------------------- */
+/* -- making and freeing -------------------------------------------------------------------------------------------- */
 
 static int take_options(omni_client *c, const omni_client_options *options) {
         omni_client_options o = OMNI_CLIENT_OPTIONS_INIT;
@@ -199,7 +199,7 @@ void omni_on_notification(omni_client *c, omni_notification_fn *fn, void *user) 
         c->on_notification_user = user;
 }
 
-/* -- a turn ------------------------------------------------------------------------------------------------------------ */
+/* -- a turn -------------------------------------------------------------------------------------------------------- */
 
 void omni_wakeup(omni_client *c) {
         int saved = errno;
@@ -221,9 +221,10 @@ static int64_t next_due(omni_client *c) {
         int64_t due = -1;
         if (c->state == OMC_AWAY && c->wanted)
                 due = c->retry_at_ms;
-        if (c->state == OMC_UP)
-                for (struct omc_link *l = c->later.next; l != &c->later; l = l->next)
-                        due = sooner(due, omc_of(struct omc_call, link, l)->due_ms);
+        if (c->state != OMC_UP) /* do_due() does nothing of the rest either: a time that has passed would wake us without end */
+                return due;
+        for (struct omc_link *l = c->later.next; l != &c->later; l = l->next)
+                due = sooner(due, omc_of(struct omc_call, link, l)->due_ms);
         for (struct omc_link *l = c->agents.next; l != &c->agents; l = l->next) {
                 const omni_agent *a = omc_of(omni_agent, link, l);
                 if (a->extend_at_ms)
@@ -315,7 +316,7 @@ static int turn(omni_client *c, int64_t timeout_ms) {
         return done;
 }
 
-/* -- waiting ----------------------------------------------------------------------------------------------------------- */
+/* -- waiting ------------------------------------------------------------------------------------------------------- */
 
 int64_t omc_deadline(const omni_client *c) { return c->options.call_timeout_ms < 0 ? -1 : omc_now_ms() + c->options.call_timeout_ms; }
 
@@ -414,7 +415,7 @@ int omni_flush(omni_client *c, int64_t timeout_ms) {
         return r < 0 && c->state == OMC_AWAY && r == c->away_status && !hopeless(c) ? -ETIMEDOUT : r;
 }
 
-/* -- serving ------------------------------------------------------------------------------------------------------------ */
+/* -- serving ------------------------------------------------------------------------------------------------------- */
 
 static int not_from_handler(omni_client *c, const char *function) {
         return c->depth ? omc_fail(c, -EBUSY, "%s is not allowed from a handler or callback", function) : 0;

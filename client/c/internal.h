@@ -44,7 +44,7 @@ enum {
 #define OMC_BATCH_BYTES ((size_t) 1 << 18) /* of a frame of publishes, or of acks, before the next is begun */
 #define OMC_INBOUND_MAX ((size_t) 64 << 20)
 
-/* -- lists ---------------------------------------------------------------------------------------------------------- */
+/* -- lists --------------------------------------------------------------------------------------------------------- */
 
 struct omc_link {
         struct omc_link *prev, *next; /* both NULL: on no list */
@@ -68,7 +68,7 @@ static inline void omc_unlink(struct omc_link *link) {
 }
 #define omc_of(type, member, pointer) ((type *) (void *) ((char *) (pointer) -offsetof(type, member)))
 
-/* -- calls ---------------------------------------------------------------------------------------------------------- */
+/* -- calls --------------------------------------------------------------------------------------------------------- */
 
 enum omc_type {
         OMC_REQUEST,    /* of omni_call() and the like */
@@ -139,7 +139,7 @@ struct omc_waiter {
         struct om_error error;
 };
 
-/* -- agents and tasks ------------------------------------------------------------------------------------------------- */
+/* -- agents and tasks ---------------------------------------------------------------------------------------------- */
 
 struct omni_agent {
         struct omc_link link; /* in client->agents */
@@ -175,7 +175,7 @@ struct omni_task {
         char text[];
 };
 
-/* -- the client ------------------------------------------------------------------------------------------------------- */
+/* -- the client ---------------------------------------------------------------------------------------------------- */
 
 enum omc_state {
         OMC_IDLE, /* no socket, and nothing has needed one yet; left by the first need */

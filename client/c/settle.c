@@ -11,7 +11,7 @@
  */
 #include "internal.h"
 
-/* -- extending -------------------------------------------------------------------------------------------------------- */
+/* -- extending ----------------------------------------------------------------------------------------------------- */
 
 static struct omc_call *extend_begin(omni_client *c) {
         struct omc_call *call = omc_call_new(c, OMC_ONE_WAY);
@@ -91,7 +91,7 @@ int omni_task_extend(omni_task *t) {
 
 static void done_ack(omni_client *c, struct omc_call *call, struct om_span answer);
 
-/* -- failing ---------------------------------------------------------------------------------------------------------- */
+/* -- failing ------------------------------------------------------------------------------------------------------- */
 
 enum {
         MESSAGE_MAX = 60000, /* bytes of an error message that are sent */
@@ -142,15 +142,13 @@ static int fail_delivery(omni_client *c, uint64_t delivery, const char *message,
 
 int omni_task_fail(omni_task *t, const char *message, const char *type, int64_t delay_ms, unsigned flags) {
         omni_client *c = t->agent->client;
-        uint64_t delivery = t->delivery;
-        bool lost = t->lost;
-        omc_task_free(t);
-        if (lost)
-                return omc_fail(c, -ESTALE, "the lease is over: the task was or will be delivered again");
-        return fail_delivery(c, delivery, message, type, delay_ms, !(flags & OMNI_FAIL_NO_RETRY));
+        int r = t->lost ? omc_fail(c, -ESTALE, "the lease is over: the task was or will be delivered again")
+                        : fail_delivery(c, t->delivery, message, type, delay_ms, !(flags & OMNI_FAIL_NO_RETRY));
+        omc_task_free(t); /* last: the texts may point into it */
+        return r;
 }
 
-/* -- acknowledging ---------------------------------------------------------------------------------------------------- */
+/* -- acknowledging ------------------------------------------------------------------------------------------------- */
 
 enum {
         RESULT_DEPTH = OM_DEPTH_MAX - 4, /* body, params, deliveries, delivery */
@@ -264,7 +262,7 @@ int omni_task_ack(omni_task *t, const char *result_json, size_t result_len) {
         return omni_task_ack_publish(t, result_json, result_len, NULL, 0, NULL, NULL);
 }
 
-/* -- what became of it ------------------------------------------------------------------------------------------------ */
+/* -- what became of it --------------------------------------------------------------------------------------------- */
 
 static bool has_delivery(struct om_span array, uint64_t delivery) {
         struct om_json j;

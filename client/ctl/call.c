@@ -147,7 +147,7 @@ int ctl_call_buf(struct ctl *ctl, const char *method, struct om_buf *params, cha
         return r;
 }
 
-/* -- pages ------------------------------------------------------------------------------------------------------------- */
+/* -- pages --------------------------------------------------------------------------------------------------------- */
 
 struct pages {
         const char *array;
@@ -189,7 +189,7 @@ int ctl_call_pages(
         om_buf_printf(ret, "{\"%s\":[", array);
         do {
                 struct om_buf call = OM_BUF_INIT;
-                struct om_span text;
+                struct om_span text = OM_SPAN_NONE;
                 char *answer = NULL;
 
                 om_buf_printf(&call, "{%s%s\"limit\":%" PRId64, params, *params ? "," : "", pages.left < PAGE_MAX ? pages.left : PAGE_MAX);
@@ -210,7 +210,7 @@ int ctl_call_pages(
         return r || om_buf_ok(ret) ? r : ctl_fail(ctl, CTL_FAILED, "out of memory");
 }
 
-/* -- params ------------------------------------------------------------------------------------------------------------ */
+/* -- params -------------------------------------------------------------------------------------------------------- */
 
 static void put_name(struct om_buf *b, const char *name) {
         char last = b->len ? b->data[b->len - 1] : '{';

@@ -152,7 +152,7 @@ int cmd_task_delete(struct ctl *ctl) {
 
         for (size_t i = 0; r == 0 && i < n; i++) {
                 struct om_buf params = OM_BUF_INIT;
-                struct om_span text;
+                struct om_span text = OM_SPAN_NONE;
                 char *answer = NULL;
 
                 om_buf_putc(&params, '{');

@@ -159,7 +159,7 @@ static int publish_one(struct ctl *ctl, omni_publish_options *task) {
         struct om_buf input = OM_BUF_INIT, made = OM_BUF_INIT;
         struct om_error e = OM_ERROR_INIT;
         char id[OMNI_ID_SIZE];
-        struct om_span given, content;
+        struct om_span given = OM_SPAN_NONE, content = OM_SPAN_NONE;
         int r = get_given(ctl, &input, &given);
 
         if (r) {

@@ -253,7 +253,7 @@ static void finish_window(struct many *m) {
         }
 }
 
-/* -- where they come from ---------------------------------------------------------------------------------------------- */
+/* -- where they come from ------------------------------------------------------------------------------------------ */
 
 static int send_lines(struct many *m) {
         const char *path = args_text(&m->ctl->args, "file");
@@ -341,7 +341,7 @@ static int send_files(struct many *m) {
         return 0;
 }
 
-/* -- results ----------------------------------------------------------------------------------------------------------- */
+/* -- results ------------------------------------------------------------------------------------------------------- */
 
 static void on_result(omni_client *client, int status, const char *result, size_t result_len, const char *error, void *user) {
         struct slot *s = user;

@@ -135,7 +135,7 @@ int ctl_flush(struct ctl *ctl) {
         return r;
 }
 
-/* -- colour ------------------------------------------------------------------------------------------------------------ */
+/* -- colour -------------------------------------------------------------------------------------------------------- */
 
 void ctl_style(struct ctl *ctl, struct om_buf *b, enum ctl_style style) {
         static const char *const codes[] = { [STYLE_NONE] = NULL,

@@ -148,7 +148,7 @@ void text_put_spaces(struct om_buf *b, size_t n) {
         }
 }
 
-/* -- numbers for people ------------------------------------------------------------------------------------------------ */
+/* -- numbers for people -------------------------------------------------------------------------------------------- */
 
 /* Local time; false for what no calendar has. */
 static bool local(double when, struct tm *ret) {

@@ -78,7 +78,7 @@ static int take_sample(struct top *t) {
         return 0;
 }
 
-/* -- rates ------------------------------------------------------------------------------------------------------------- */
+/* -- rates --------------------------------------------------------------------------------------------------------- */
 
 /* The element of `array` whose members `topic` and, where given, `agent` are these (raw JSON). */
 static struct om_json_value find(struct om_json_value array, struct om_json_value topic, struct om_json_value agent) {
@@ -128,7 +128,7 @@ static void put_rate(struct om_buf *b, double r) {
         }
 }
 
-/* -- the table --------------------------------------------------------------------------------------------------------- */
+/* -- the table ----------------------------------------------------------------------------------------------------- */
 
 static const struct table_column columns[] = { { "TOPIC, AGENT", false, false }, { "WORKERS", true, true }, { "TASKS", true, true },
         { "LAG", true, true }, { "LEASED", true, true }, { "RETRYING", true, true }, { "DEAD", true, true }, { "PUB/S", true, true },
@@ -328,7 +328,7 @@ static void put_picture(struct top *t) {
         }
 }
 
-/* -- the loop ---------------------------------------------------------------------------------------------------------- */
+/* -- the loop ------------------------------------------------------------------------------------------------------ */
 
 /* Does what a key says; false ends. */
 static bool obey(struct top *t, int key) {

@@ -33,7 +33,7 @@ def default_socket():
 class Omni:
     def __init__(self, path=None, timeout=30):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.timeout = timeout
+        self.timeout = timeout  # of each wait for a message, unless it says otherwise
         self.sock.settimeout(timeout)
         self.sock.connect(path or default_socket())
         self.ids = itertools.count(1)
@@ -47,6 +47,7 @@ class Omni:
 
     # -- frames
     def send_raw(self, data):
+        self.sock.settimeout(self.timeout)
         self.sock.sendall(data)
 
     def send_body(self, body):

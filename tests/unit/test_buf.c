@@ -230,7 +230,7 @@ START_TEST(test_an_arena_keeps_all_pieces_apart_and_aligned) {
 }
 END_TEST
 
-/* -- errors ----------------------------------------------------------------------------------------------------------------- */
+/* -- errors -------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_kind_errno_and_name_agree) {
         for (unsigned k = OM_OK; k <= OM_INTERNAL; k++) {

@@ -41,7 +41,7 @@ static int64_t now_ms(void) {
 #define DELIVER(subscription, tasks) \
         "{\"jsonrpc\":\"2.0\",\"method\":\"task.deliver\",\"params\":{\"subscription\":" #subscription ",\"tasks\":[" tasks "]}}"
 
-/* -- clients ---------------------------------------------------------------------------------------------------------- */
+/* -- clients ------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_missing_daemon_is_named_with_what_to_do) {
         omni_client_options options = OMNI_CLIENT_OPTIONS_INIT;
@@ -212,7 +212,7 @@ START_TEST(test_calls_that_are_wrong_are_refused_without_a_daemon) {
 }
 END_TEST
 
-/* -- a connection that ends ------------------------------------------------------------------------------------------- */
+/* -- a connection that ends ---------------------------------------------------------------------------------------- */
 
 static void script_break_during_call(struct fake *f) {
         fake_meet(f);
@@ -364,7 +364,7 @@ START_TEST(test_an_answer_that_comes_too_late_does_no_harm) {
 }
 END_TEST
 
-/* -- rubbish ---------------------------------------------------------------------------------------------------------- */
+/* -- rubbish ------------------------------------------------------------------------------------------------------- */
 
 static const struct {
         const char *name, *body;
@@ -493,7 +493,7 @@ START_TEST(test_more_tasks_than_prefetch_are_a_protocol_error) {
 }
 END_TEST
 
-/* -- agents ----------------------------------------------------------------------------------------------------------- */
+/* -- agents -------------------------------------------------------------------------------------------------------- */
 
 static void script_one_task(struct fake *f) {
         fake_meet(f);
@@ -1058,7 +1058,7 @@ START_TEST(test_all_options_of_an_agent_are_sent) {
 }
 END_TEST
 
-/* -- from inside handlers --------------------------------------------------------------------------------------------- */
+/* -- from inside handlers ------------------------------------------------------------------------------------------ */
 
 static void script_publish_in_handler(struct fake *f) {
         fake_meet(f);
@@ -1193,7 +1193,7 @@ START_TEST(test_a_connection_that_ends_inside_a_handler_is_made_again_there) {
 }
 END_TEST
 
-/* -- publishing ------------------------------------------------------------------------------------------------------- */
+/* -- publishing ---------------------------------------------------------------------------------------------------- */
 
 static void script_publish_many(struct fake *f) {
         fake_meet(f);
@@ -1372,7 +1372,7 @@ START_TEST(test_waiting_for_a_result_survives_a_restart) {
 }
 END_TEST
 
-/* -- loops, stopping --------------------------------------------------------------------------------------------------- */
+/* -- loops, stopping ----------------------------------------------------------------------------------------------- */
 
 static void script_loop(struct fake *f) {
         fake_meet(f);

@@ -34,7 +34,7 @@ static void open_it(struct user *u, const char *options) {
         ck_assert_msg(u->state == OM_STORE_READY, "%s", u->state_error.message);
 }
 
-/* -- opening again ------------------------------------------------------------------------------------------------------------ */
+/* -- opening again ------------------------------------------------------------------------------------------------- */
 
 static void write_some(struct user *u) {
         struct om_store_entry agent = { .key = OM_SPAN("greet"),
@@ -217,7 +217,7 @@ START_TEST(test_file_that_a_hand_broke_is_named_with_line_and_column_and_left_al
 }
 END_TEST
 
-/* -- journals ----------------------------------------------------------------------------------------------------------------- */
+/* -- journals ------------------------------------------------------------------------------------------------------ */
 
 /* Writes n results in a child that is killed, so that a journal is left. */
 static void leave_journal(int n) {
@@ -339,7 +339,7 @@ START_TEST(test_journal_that_its_file_holds_is_not_replayed_and_one_that_it_does
 }
 END_TEST
 
-/* -- death at any moment -------------------------------------------------------------------------------------------------------- */
+/* -- death at any moment ------------------------------------------------------------------------------------------- */
 
 struct told {
         uint32_t batch;
@@ -437,7 +437,7 @@ START_TEST(test_what_was_acknowledged_survives_kill_9_at_any_moment) {
 }
 END_TEST
 
-/* -- compaction ----------------------------------------------------------------------------------------------------------------- */
+/* -- compaction ---------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_compaction_under_writes_keeps_every_last_word) {
         enum { KEYS = 400, ROUNDS = 60 };
@@ -502,7 +502,7 @@ START_TEST(test_only_the_newest_metrics_are_kept) {
 }
 END_TEST
 
-/* -- disks ---------------------------------------------------------------------------------------------------------------------- */
+/* -- disks --------------------------------------------------------------------------------------------------------- */
 
 static _Atomic int full, broken;
 static ssize_t write_or_full(int fd, const void *data, size_t len, off_t offset) {
