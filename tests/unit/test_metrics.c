@@ -7,6 +7,7 @@
 
 #include "../../daemon/metrics.h"
 #include "../lib/fake_backends.h"
+#include "../lib/suite.h"
 
 /* -- histograms ---------------------------------------------------------------------------------------------------- */
 
@@ -177,8 +178,6 @@ END_TEST
 int main(void) {
         Suite *suite = suite_create("metrics");
         TCase *histograms = tcase_create("histograms"), *cells = tcase_create("cells");
-        SRunner *runner;
-        int failed;
 
         tcase_add_test(histograms, test_a_quantile_is_at_most_one_sixteenth_above_the_sample_of_that_rank);
         tcase_add_test(histograms, test_small_latencies_are_exact);
@@ -192,9 +191,5 @@ int main(void) {
         tcase_add_test(cells, test_a_snapshot_waits_for_the_storage);
         suite_add_tcase(suite, histograms);
         suite_add_tcase(suite, cells);
-        runner = srunner_create(suite);
-        srunner_run_all(runner, CK_ENV);
-        failed = srunner_ntests_failed(runner);
-        srunner_free(runner);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(suite);
 }
