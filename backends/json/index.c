@@ -32,6 +32,10 @@ static struct om_file_label *label_get(struct om_file_index *x, const struct om_
                 l = fresh;
                 l->refs = 0;
                 HASH_ADD_KEYPTR(hh, x->labels, l->lens, key_bytes, l);
+                if (!l->hh.tbl) {
+                        free(l);
+                        return NULL;
+                }
         }
         l->refs++;
         return l;

@@ -160,8 +160,13 @@ static int replay_record(
         if (om_json_members(json, "", m, NULL) < 0)
                 return is_held(json, &inode, &size) ? 0 : bad_record(path, json, journal, e);
         for (int i = 0; i < 4; i++)
-                if (m[KEY + i].value.type)
+                if (m[KEY + i].value.type) {
                         *fields[i] = om_json_string(m[KEY + i].value, &arena);
+                        if (!fields[i]->p)
+                                r = om_error_set_errno(e, ENOMEM, "cannot read %s", path);
+                }
+        if (r < 0)
+                goto out;
         value = m[VALUE].value.text;
         if (om_json_string_is(m[OP].value, "delete")) {
                 forget(t, entry.key, entry.name, 0);
@@ -175,6 +180,7 @@ static int replay_record(
                         t->next_sequence = (uint64_t) sequence;
         } else
                 r = bad_record(path, json, journal, e);
+out:
         om_arena_deinit(&arena);
         trim_metrics(t);
         return r;
@@ -386,7 +392,7 @@ int om_file_table_put(
                 if (!outcomes[i].why)
                         om_file_record_put(&b, &entries[i], ++t->next_sequence, t->journal_synced, &values[i]);
         }
-        if (r == 0 && b.len)
+        if (r == 0 && (b.len || !om_buf_ok(&b))) /* nothing to append is not the same as no memory for it */
                 r = om_file_append(t, &b, e);
         if (r < 0) {
                 t->next_sequence = before;
