@@ -140,6 +140,12 @@ struct om_dedupe *om_dedupe_check(
         c->put_if_absent.value = id_value(c, check);
         c->put_if_absent.expires_ms = om_now_ms() + d->core->settings->idempotency_window_ms;
         HASH_ADD(hh, d->dedupe_keys, text, check->key.len, key);
+        if (!key->hh.tbl) {
+                om_call_free(c);
+                free(check);
+                om_error_set_errno(e, ENOMEM, "an idempotency key");
+                return NULL;
+        }
         om_call_start(c);
         return check;
 }

@@ -2,7 +2,10 @@
 #ifndef OM_HASH_H
 #define OM_HASH_H
 /* uthash (https://troydhanson.github.io/uthash/) with a hash function that both compilers accept: its own choice falls through switch
- * labels, which clang warns of. The keys are short. */
+ * labels, which clang warns of. The keys are short.
+ *
+ * Without memory an addition must not end the daemon, as uthash would: the element's hh.tbl is NULL then. Look. */
+#define HASH_NONFATAL_OOM 1
 #define HASH_FUNCTION(key, len, hash) HASH_FNV(key, len, hash)
 #include <uthash.h>
 
