@@ -64,15 +64,17 @@ UNIT  := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 INTEG := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/integration/test_*.c))
 TOOLS := $(patsubst tests/lib/bin/%.c,$(B)/tests/bin/%,$(wildcard tests/lib/bin/*.c))
 
-.PHONY: all demo test test-unit test-integration bench fuzz fuzz-build fuzz-coverage replay-build lint format deps deps-test install uninstall clean help programs tests-build
+.PHONY: all demo test test-unit test-integration conformance soak bench bench-instructions fuzz fuzz-build fuzz-coverage replay-build lint format deps deps-test install \
+        uninstall clean help programs tests-build
 
 all: deps ## build everything into build/ (installs what the build misses)
 	@$(MAKE) --no-print-directory programs
 
 programs: $(B)/bin/omnidaemond $(B)/bin/omnictl $(B)/bin/omnidaemon $(B)/lib/libomniclient.so $(B)/lib/libomniclient.a
 
-deps: ; @packaging/install-deps.sh build
-deps-test: ; @packaging/install-deps.sh build test
+DEPS_CC := $(if $(findstring clang,$(CC)),clang)
+deps: ; @packaging/install-deps.sh build $(DEPS_CC)
+deps-test: ; @packaging/install-deps.sh build test $(DEPS_CC)
 
 $(B)/obj/%.o: %.c
 	@mkdir -p $(@D)
@@ -105,44 +107,6 @@ $(B)/lib/libomniclient.a: $(CLIENT_OBJ) $(PROTO_OBJ)
 	@mkdir -p $(@D)
 	$(call say,AR)
 	$(Q)rm -f $@ && ar rcs $@ $^
-
-# -- tests -------------------------------------------------------------------------------------------------------------
-
-TEST_OBJ = $(TESTLIB_OBJ) $(DAEMON_NOMAIN) $(BACKEND_OBJ) $(CTL_NOMAIN) $(CLIENT_OBJ) $(PROTO_OBJ)
-
-$(B)/tests/lib.a: $(TEST_OBJ)
-	@mkdir -p $(@D)
-	$(call say,AR)
-	$(Q)rm -f $@ && ar rcs $@ $^
-
-$(UNIT) $(INTEG): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/tests/lib.a
-	@mkdir -p $(@D)
-	$(call say,LINK)
-	$(Q)$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(CHECK_LIBS) $(DAEMON_LIBS) -o $@
-
-$(TOOLS): $(B)/tests/bin/%: $(B)/obj/tests/lib/bin/%.o $(B)/tests/lib.a
-	@mkdir -p $(@D)
-	$(call say,LINK)
-	$(Q)$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(DAEMON_LIBS) -o $@
-
-tests-build: programs $(UNIT) $(INTEG) $(TOOLS) $(REPLAY)
-
-test: deps-test ## build and run every test
-	@$(MAKE) --no-print-directory tests-build
-	@tests/run $(B)
-
-test-unit: deps-test ## only the unit tests
-	@$(MAKE) --no-print-directory $(UNIT)
-	@tests/run $(B) unit
-
-test-integration: deps-test ## only the whole-system tests
-	@$(MAKE) --no-print-directory tests-build
-	@tests/run $(B) integration
-
-$(B)/tests/bench/bench: $(B)/obj/tests/bench/bench.o $(B)/lib/libomniclient.a
-	@mkdir -p $(@D)
-	$(call say,LINK)
-	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ -llmdb -lpthread -lm -o $@
 
 # -- fuzzing: one program a target; the same source is replayed over its corpus in `make test` ------------------------------
 
@@ -181,9 +145,82 @@ fuzz-coverage: deps-test ## lines of the parsers that the corpus reaches
 
 replay-build: $(REPLAY)
 
-bench: all ## measure, beside what LMDB and the disk do alone (BENCH_ARGS="--only WORD --runs N --json FILE")
+# -- tests -------------------------------------------------------------------------------------------------------------
+
+TEST_OBJ = $(TESTLIB_OBJ) $(DAEMON_NOMAIN) $(BACKEND_OBJ) $(CTL_NOMAIN) $(CLIENT_OBJ) $(PROTO_OBJ)
+
+$(B)/tests/lib.a: $(TEST_OBJ)
+	@mkdir -p $(@D)
+	$(call say,AR)
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(UNIT) $(INTEG): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/tests/lib.a
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(CHECK_LIBS) $(DAEMON_LIBS) -o $@
+
+$(TOOLS): $(B)/tests/bin/%: $(B)/obj/tests/lib/bin/%.o $(B)/tests/lib.a
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(DAEMON_LIBS) -o $@
+
+# Conformance is one program on the client library alone: it sees the daemon as anybody does.
+CONFORMANCE := $(B)/tests/conformance/conformance
+CONFORMANCE_OBJ := $(call obj,$(wildcard tests/conformance/*.c))
+
+$(CONFORMANCE): $(CONFORMANCE_OBJ) $(B)/obj/tests/lib/daemon_proc.o $(B)/lib/libomniclient.a
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ $(CTL_LIBS) -o $@
+
+conformance: deps-test ## what every backend must pass, as the table case × backend (CONFORMANCE_ARGS="--bus URL --only B07 --json FILE"; SCALE=short)
+	@$(MAKE) --no-print-directory programs $(CONFORMANCE)
+	@OMNI_BIN=$(B)/bin $(CONFORMANCE) --scale $(or $(SCALE),full) $(CONFORMANCE_ARGS)
+
+# What the fault tests preload into the daemon. A sanitizer has an allocator of its own, which cannot be made to fail from here.
+INJECT := $(B)/tests/fault/inject.so
+$(INJECT): tests/fault/inject.c
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(if $(SANITIZE),-DOM_INJECT_NO_MEMORY) -std=gnu11 -g $(OPT) -fPIC -fvisibility=hidden $(WARN) -shared $< -ldl -o $@
+
+tests-build: programs $(UNIT) $(INTEG) $(TOOLS) $(REPLAY) $(CONFORMANCE) $(INJECT)
+
+test: deps-test ## build and run every test
+	@$(MAKE) --no-print-directory tests-build
+	@tests/run $(B)
+
+test-unit: deps-test ## only the unit tests
+	@$(MAKE) --no-print-directory $(UNIT)
+	@tests/run $(B) unit
+
+soak: deps-test ## the long forms of the fault tests: hours (FAULT_ONLY=PATTERN, FAULT_SEED=N, FAULT_KILLS=N … for less)
+	@$(MAKE) --no-print-directory tests-build
+	@FAULT_LONG=1 TEST_JOBS=1 TEST_TIMEOUT=21600 TEST_ONLY=$(FAULT_ONLY) TEST_NOTES=1 tests/run $(B) fault
+
+test-integration: deps-test ## only the whole-system tests
+	@$(MAKE) --no-print-directory tests-build
+	@tests/run $(B) integration
+
+# NATS beside us in the benchmark, where its client library is installed.
+BENCH_OBJ := $(call obj,$(wildcard tests/bench/*.c))
+BENCH_NATS = $(shell pkg-config --exists libnats && echo -DHAVE_NATS)
+$(BENCH_OBJ): CPPFLAGS_ALL += $(BENCH_NATS)
+
+$(B)/tests/bench/bench: $(BENCH_OBJ) $(B)/lib/libomniclient.a
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ -llmdb $(if $(BENCH_NATS),-lnats) -lpthread -lm -o $@
+
+bench: all ## measure, beside LMDB, beanstalkd and NATS alone (BENCH_ARGS="--quick --only WORD --runs N --json FILE")
+	@packaging/install-deps.sh bench
 	@$(MAKE) --no-print-directory $(B)/tests/bench/bench
-	@OMNI_BIN=$(B)/bin $(B)/tests/bench/bench $(BENCH_ARGS)
+	@NATS_SERVER=$$(tests/servers/nats.sh build || true) OMNI_BIN=$(B)/bin $(B)/tests/bench/bench $(BENCH_ARGS)
+
+bench-instructions: all ## instructions of the daemon a task, by callgrind: a figure that repeats
+	@packaging/install-deps.sh bench
+	@$(MAKE) --no-print-directory $(B)/tests/bench/bench
+	@tests/bench/instructions.sh $(B)
 
 demo: all ## start a daemon, serve an agent, publish tasks, show results; stops by itself
 	@packaging/demo.sh $(B)

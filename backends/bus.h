@@ -46,7 +46,7 @@ enum {
 struct om_bus;     /* one bus; the backend's */
 struct om_bus_sub; /* one group served by this daemon; the backend's */
 
-/* -- publishing ------------------------------------------------------------------------------------------------------ */
+/* -- publishing ---------------------------------------------------------------------------------------------------- */
 
 struct om_bus_task {
         const struct om_task *task; /* its parts; id, topic, created_ms are set */
@@ -59,7 +59,7 @@ struct om_bus_publish {
         struct om_outcome *outcomes; /* n of them, the core's */
 };
 
-/* -- groups and deliveries ---------------------------------------------------------------------------------------------- */
+/* -- groups and deliveries ----------------------------------------------------------------------------------------- */
 
 enum om_start {
         OM_START_DEFAULT, /* B3 */
@@ -137,7 +137,7 @@ struct om_bus_settle {
         size_t n;
 };
 
-/* -- looking in ---------------------------------------------------------------------------------------------------------- */
+/* -- looking in ---------------------------------------------------------------------------------------------------- */
 
 struct om_bus_topic_row {
         struct om_span topic;
@@ -208,7 +208,7 @@ struct om_bus_change {
         uint64_t ret_n; /* how many it was about */
 };
 
-/* -- the contract ------------------------------------------------------------------------------------------------------- */
+/* -- the contract -------------------------------------------------------------------------------------------------- */
 
 struct om_bus_ops {
         unsigned abi;               /* OM_BACKEND_ABI */

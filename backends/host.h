@@ -30,7 +30,7 @@ struct evdns_base;
 
 enum om_level { OM_LOG_ERROR = 3, OM_LOG_WARNING = 4, OM_LOG_NOTICE = 5, OM_LOG_INFO = 6, OM_LOG_DEBUG = 7 }; /* as syslog(3) */
 
-/* -- operations ------------------------------------------------------------------------------------------------------ */
+/* -- operations ---------------------------------------------------------------------------------------------------- */
 
 struct om_op;
 /* status: 0, or a negative errno with `error` filled. `error` lives during the call. Loop thread. */
@@ -54,7 +54,7 @@ struct om_outcome {
         const char *why; /* with status < 0: static text, or text in the batch's arena */
 };
 
-/* -- the way back to the loop ------------------------------------------------------------------------------------------ */
+/* -- the way back to the loop -------------------------------------------------------------------------------------- */
 
 /* Embedded in what is sent; belongs to the loop from the post until fn is called, which may free it. */
 struct om_post {
@@ -62,7 +62,7 @@ struct om_post {
         struct om_post *next;
 };
 
-/* -- worker threads ---------------------------------------------------------------------------------------------------- */
+/* -- worker threads ------------------------------------------------------------------------------------------------ */
 
 struct om_worker;
 /* Something for a worker to do; embedded in what the backend sends. */
@@ -76,7 +76,7 @@ struct om_work {
  */
 typedef int om_worker_turn_fn(void *ctx, struct om_work *list);
 
-/* -- the host ---------------------------------------------------------------------------------------------------------- */
+/* -- the host ------------------------------------------------------------------------------------------------------ */
 
 struct om_host;
 struct om_host_ops {
@@ -109,7 +109,7 @@ struct om_host {
 static inline void om_host_post(struct om_host *host, struct om_post *post) { host->ops->post(host, post); }
 void om_host_log(struct om_host *host, enum om_level level, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
-/* -- small things that every backend needs (host.c) ----------------------------------------------------------------------- */
+/* -- small things that every backend needs (host.c) ---------------------------------------------------------------- */
 
 int64_t om_now_ms(void);   /* wall clock, Unix milliseconds: what is stored. Any thread */
 int64_t om_clock_ms(void); /* monotonic, milliseconds: what is waited for. Any thread */

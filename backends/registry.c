@@ -100,7 +100,7 @@ int om_registry_add_store(const struct om_store_ops *ops) {
         return r;
 }
 
-/* -- saying why not -------------------------------------------------------------------------------------------------- */
+/* -- saying why not ------------------------------------------------------------------------------------------------ */
 
 static const char *join_names(const struct om_backend_entry *table, bool only_installed, char *out, size_t size) {
         size_t n = 0;

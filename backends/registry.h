@@ -21,8 +21,8 @@ struct om_backend_entry {
 /* All that OmniDaemon knows, installed or not: arrays ended by name == NULL. */
 extern struct om_backend_entry om_buses[], om_stores[];
 
-/* Registers one more (tests do), or fills the entry of a module that was loaded. 0; -EEXIST: its name or a scheme is taken; -ENOSPC; -EINVAL:
- * of another ABI. `ops` is borrowed for ever. */
+/* Registers one more (tests do), or fills the entry of a module that was loaded. 0; -EEXIST: its name or a scheme is taken; -ENOSPC;
+ * -EINVAL: of another ABI. `ops` is borrowed for ever. */
 int om_registry_add_bus(const struct om_bus_ops *ops);
 int om_registry_add_store(const struct om_store_ops *ops);
 

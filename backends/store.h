@@ -67,8 +67,8 @@ struct om_store_list {
         /* in; borrowed; absent or 0: not filtered */
         struct om_span key, name, topic, status, cursor;
         struct om_span text, filter; /* results, with OM_STORE_SEARCH: words to look for; a JSON object to be contained in the record */
-        int64_t since_ms, until_ms; /* saved_ms within [since, until) */
-        size_t limit;               /* 0: the backend's page size */
+        int64_t since_ms, until_ms;  /* saved_ms within [since, until) */
+        size_t limit;                /* 0: the backend's page size */
         /* out; in the arena, which the core frees */
         struct om_arena arena;
         struct om_store_entry *entries;

@@ -21,7 +21,7 @@
 
 #include "url.h"
 
-/* -- percent-decoding ------------------------------------------------------------------------------------------------ */
+/* -- percent-decoding ---------------------------------------------------------------------------------------------- */
 
 static int hex_digit(char c) {
         if (c >= '0' && c <= '9')
@@ -64,7 +64,7 @@ static int decode(const struct reader *r, const char *part, const char *p, const
         return 0;
 }
 
-/* -- parts ------------------------------------------------------------------------------------------------------------ */
+/* -- parts --------------------------------------------------------------------------------------------------------- */
 
 static int read_scheme(const struct reader *r, struct om_url *u, const char **p) {
         const char *s = r->text;
@@ -324,7 +324,7 @@ const char *om_url_param(struct om_url *u, const char *name) {
         return NULL;
 }
 
-/* -- redaction ---------------------------------------------------------------------------------------------------------- */
+/* -- redaction ----------------------------------------------------------------------------------------------------- */
 
 static bool is_blank(char c) { return (unsigned char) c <= ' ' || c == 0x7f; }
 

@@ -19,6 +19,7 @@
  */
 #include <errno.h>
 #include <stdlib.h>
+#include <utlist.h>
 #include "hash.h"
 
 #include "agents.h"
@@ -43,6 +44,7 @@ struct entry {
 struct om_agents {
         struct om_core *core;
         struct entry *entries;
+        struct om_agent_deletion *deletions;
         struct event poll;
         bool polling;     /* a poll is under way */
         bool unsaved;     /* some entry may be */
@@ -59,7 +61,7 @@ struct registering {
         bool again;             /* not a request's: the storage is back */
 };
 
-/* -- entries ------------------------------------------------------------------------------------------------------------------ */
+/* -- entries ------------------------------------------------------------------------------------------------------- */
 
 static struct om_span topic_of(const struct entry *e) { return (struct om_span){ e->key, e->topic_len }; }
 static struct om_span agent_of(const struct entry *e) { return (struct om_span){ e->key + e->topic_len + 1, e->len - e->topic_len - 1 }; }
@@ -157,7 +159,21 @@ bool om_agents_is_paused(const struct om_agents *a, struct om_span topic, struct
         return e && e->paused;
 }
 
-/* -- pauses that other daemons wrote ------------------------------------------------------------------------------------------------ */
+/* -- deletions ----------------------------------------------------------------------------------------------------- */
+
+void om_agents_begin_deletion(struct om_agents *a, struct om_agent_deletion *d) { DL_APPEND(a->deletions, d); }
+void om_agents_end_deletion(struct om_agents *a, struct om_agent_deletion *d) { DL_DELETE(a->deletions, d); }
+
+static bool is_being_deleted(const struct om_agents *a, struct om_span topic, struct om_span agent) {
+        const struct om_agent_deletion *d;
+
+        DL_FOREACH (a->deletions, d)
+                if (om_span_eq(d->topic, topic) && (!d->agent.p || om_span_eq(d->agent, agent)))
+                        return true;
+        return false;
+}
+
+/* -- pauses that other daemons wrote ------------------------------------------------------------------------------- */
 
 struct poll {
         uint64_t changes; /* at its beginning */
@@ -184,13 +200,14 @@ static void on_polled(struct om_call *c, int status, const struct om_error *erro
         om_call_free(c);
 }
 
-/* -- the steps of a registration ------------------------------------------------------------------------------------------------------ */
+/* -- the steps of a registration ----------------------------------------------------------------------------------- */
 
 /* Hands it to the dispatcher: the end of every way through. */
 static void serve(struct om_call *c) {
         struct registering *reg = c->data;
         struct om_agents *a = c->core->agents;
         struct om_request *req = c->req;
+        struct om_error gone;
         struct entry *e;
 
         if (reg->again) {
@@ -199,9 +216,12 @@ static void serve(struct om_call *c) {
                         om_agents_set_paused(a, reg->r.topic, reg->r.name, reg->r.paused);
         } else if (!req || !req->session || !om_session_is_open(req->session)) {
                 /* Gone meanwhile: nobody is left to serve the group. The record stays. */
-                struct om_error gone;
-
                 om_error_set(&gone, OM_CONFLICT, "the connection ended its input before the agent was registered");
+                om_call_fail(c, &gone);
+                return;
+        } else if (is_being_deleted(a, reg->r.topic, reg->r.name)) {
+                om_error_set(&gone, OM_UNAVAILABLE, "agent \"%.*s\" on topic \"%.*s\" is just being deleted; register again",
+                        OM_PRI(reg->r.name), OM_PRI(reg->r.topic));
                 om_call_fail(c, &gone);
                 return;
         } else {
@@ -354,8 +374,7 @@ static void begin_steps(struct om_call *c) {
         om_call_start(c);
 }
 
-/* -- params ------------------------------------------------------------------------------------------------------------------------------
- */
+/* -- params -------------------------------------------------------------------------------------------------------- */
 
 static int read_start(const struct om_json_member *m, struct om_agent_config *config, struct om_error *e) {
         if (m->value.type == 0)
@@ -513,8 +532,7 @@ void om_agents_register(struct om_core *core, struct om_request *req, struct om_
         begin_steps(c);
 }
 
-/* -- when the storage is back
- * --------------------------------------------------------------------------------------------------------------- */
+/* -- when the storage is back -------------------------------------------------------------------------------------- */
 
 static void save_again(struct om_agents *a, struct entry *e) {
         struct om_call *c = om_call_new(a->core, NULL, OM_CALL_NONE, NULL);

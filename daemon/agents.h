@@ -28,6 +28,14 @@ bool om_agents_is_paused(const struct om_agents *a, struct om_span topic, struct
 /* Forgets an agent (name absent: all of the topic), so that nothing of it is saved later. */
 void om_agents_forget(struct om_agents *a, struct om_span topic, struct om_span agent);
 
+/* A deletion that is under way: what it deletes (agent absent: all of the topic) is not served anew before it is over. Embedded. */
+struct om_agent_deletion {
+        struct om_span topic, agent;
+        struct om_agent_deletion *next, *prev;
+};
+void om_agents_begin_deletion(struct om_agents *a, struct om_agent_deletion *d);
+void om_agents_end_deletion(struct om_agents *a, struct om_agent_deletion *d);
+
 /* Which groups are paused, by the settings. Fill a call's list with om_paused_list(), collect it, then make the set from its rows; it lives
  * as long as the call. */
 struct om_paused {

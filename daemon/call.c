@@ -118,7 +118,7 @@ void om_call_end(struct om_call *c) {
         om_call_free(c);
 }
 
-/* -- going out ------------------------------------------------------------------------------------------------------------- */
+/* -- going out ----------------------------------------------------------------------------------------------------- */
 
 static void completed(struct om_call *c, int status, const struct om_error *e);
 
@@ -298,12 +298,12 @@ static void completed(struct om_call *c, int status, const struct om_error *e) {
         stopped_when_empty(calls);
 }
 
-/* -- all pages of a list ------------------------------------------------------------------------------------------------------- */
+/* -- all pages of a list ------------------------------------------------------------------------------------------- */
 
 static bool gather(struct om_call *c) {
         struct om_store_list *list = &c->list;
         size_t wanted = c->n_rows + list->n;
-        struct om_store_entry *rows = c->rows;
+        struct om_store_entry *rows;
 
         if (wanted > c->max_rows) {
                 wanted = wanted > 2 * c->max_rows ? wanted : 2 * c->max_rows;
@@ -362,7 +362,7 @@ void om_call_collect(struct om_call *c) {
         om_call_start(c);
 }
 
-/* -- one entry ------------------------------------------------------------------------------------------------------------------ */
+/* -- one entry ----------------------------------------------------------------------------------------------------- */
 
 static void on_put(struct om_call *c, int status, const struct om_error *e) {
         struct om_error failed;
@@ -389,7 +389,7 @@ void om_call_put_one(struct om_call *c, enum om_store_kind kind, const struct om
         om_call_start(c);
 }
 
-/* -- for the core -------------------------------------------------------------------------------------------------------------- */
+/* -- for the core -------------------------------------------------------------------------------------------------- */
 
 void om_calls_kick(struct om_core *core) {
         if (core->calls->waiting[BUS] || core->calls->waiting[STORE])

@@ -101,7 +101,7 @@ void om_call_ok(struct om_call *c);                             /* answers {} */
 void om_call_end(struct om_call *c);                            /* ends the reply begun with om_request_begin(c->req) */
 void om_call_free(struct om_call *c);                           /* a request that is still there goes unanswered; NULL-safe */
 
-/* -- for the core and for those who call backends themselves ------------------------------------------------------------- */
+/* -- for the core and for those who call backends themselves ------------------------------------------------------- */
 struct om_calls;
 int om_calls_new(struct om_core *core, struct om_calls **ret);
 void om_calls_free(struct om_calls *calls); /* none is under way by now */

@@ -40,7 +40,7 @@ struct om_core_private {
 
 static struct om_core_private *private_of(struct om_core *core) { return (struct om_core_private *) core; }
 
-/* -- states ------------------------------------------------------------------------------------------------------------------ */
+/* -- states -------------------------------------------------------------------------------------------------------- */
 
 static const char *const state_words[] = { "connecting", "ready", "failed" }; /* of enum om_bus_state and om_store_state alike */
 
@@ -89,7 +89,7 @@ static void on_store_state(void *ctx, enum om_store_state state, const struct om
 
 static const struct om_store_events store_events = { .state = on_store_state };
 
-/* -- opening ------------------------------------------------------------------------------------------------------------------ */
+/* -- opening ------------------------------------------------------------------------------------------------------- */
 
 static int find_backends(struct om_core *core, struct om_error *e) {
         struct om_core_private *p = private_of(core);
@@ -174,7 +174,7 @@ failed:
         return r;
 }
 
-/* -- closing a backend ----------------------------------------------------------------------------------------------------------- */
+/* -- closing a backend --------------------------------------------------------------------------------------------- */
 
 static void bus_destroy(struct om_core *core) {
         if (core->bus)
@@ -188,7 +188,7 @@ static void store_destroy(struct om_core *core) {
         core->store = NULL;
 }
 
-/* -- stopping ---------------------------------------------------------------------------------------------------------------------- */
+/* -- stopping ------------------------------------------------------------------------------------------------------ */
 
 static void next_step(struct om_core_private *p, void (*fn)(struct om_post *post)) { p->step.fn = fn; }
 
@@ -297,7 +297,7 @@ void om_core_stop(struct om_core *core, struct om_post *stopped) {
         om_dispatch_stop(core->dispatch, core->settings->stop_grace_ms, &p->step);
 }
 
-/* -- without a stop: a start that failed half-way, a test that ends ------------------------------------------------------------- */
+/* -- without a stop: a start that failed half-way, a test that ends ------------------------------------------------ */
 
 struct close_now {
         struct om_op op;

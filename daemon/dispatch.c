@@ -30,7 +30,7 @@ struct om_end_link {
         struct om_end *end;
 };
 
-/* -- groups -------------------------------------------------------------------------------------------------------------------- */
+/* -- groups -------------------------------------------------------------------------------------------------------- */
 
 enum { GROUP_NAME_MAX = OM_TOPIC_MAX + 1 + OM_NAME_MAX };
 
@@ -137,7 +137,7 @@ static void group_subscribe(struct om_group *g) {
         c->subscribe.agent = g->agent;
         c->subscribe.start = g->config.start;
         c->subscribe.start_ms = g->config.start_ms;
-        c->subscribe.reclaim_idle_ms = g->config.reclaim_idle_ms;
+        c->subscribe.reclaim_idle_ms = g->config.reclaim_idle_ms ? g->config.reclaim_idle_ms : g->d->core->settings->reclaim_idle_ms;
         c->subscribe.core = g;
         om_call_start(c);
 }
@@ -178,7 +178,7 @@ static void group_check(struct om_group *g) {
                 group_free(g);
 }
 
-/* -- registering ---------------------------------------------------------------------------------------------------------------- */
+/* -- registering --------------------------------------------------------------------------------------------------- */
 
 static int register_check(struct om_dispatch *d, const struct om_registration *r, struct om_client *c, struct om_error *e) {
         const struct om_bus_ops *ops = d->core->bus_ops;
@@ -236,7 +236,7 @@ void om_dispatch_register(struct om_dispatch *d, const struct om_registration *r
                 group_subscribe(g);
 }
 
-/* -- looking and steering --------------------------------------------------------------------------------------------------------- */
+/* -- looking and steering ------------------------------------------------------------------------------------------ */
 
 void om_dispatch_pause(struct om_dispatch *d, struct om_span topic, struct om_span agent, bool paused) {
         struct om_group *g = group_find(d, topic, agent);
@@ -310,7 +310,7 @@ void om_dispatch_end(struct om_dispatch *d, struct om_span topic, struct om_span
         }
 }
 
-/* -- the end of a turn ------------------------------------------------------------------------------------------------------------- */
+/* -- the end of a turn --------------------------------------------------------------------------------------------- */
 
 static void stop_check(struct om_dispatch *d);
 
@@ -350,7 +350,7 @@ static void turn_end(struct om_turn_end *t) {
                 stop_check(d);
 }
 
-/* -- stopping ----------------------------------------------------------------------------------------------------------------------- */
+/* -- stopping ------------------------------------------------------------------------------------------------------ */
 
 /* Done when nothing is with the bus and the storage; what is parked then waits for a bus that does not come. */
 static void stop_check(struct om_dispatch *d) {
@@ -393,7 +393,7 @@ void om_dispatch_stop(struct om_dispatch *d, int64_t grace_ms, struct om_post *d
         om_dispatch_turn(d);
 }
 
-/* -- making and freeing --------------------------------------------------------------------------------------------------------------- */
+/* -- making and freeing -------------------------------------------------------------------------------------------- */
 
 void om_dispatch_bus_state(struct om_dispatch *d, enum om_bus_state state) {
         if (state == OM_BUS_READY && d->parked.first)

@@ -27,7 +27,7 @@ void om_dispatch_free(struct om_dispatch *d);
 extern const struct om_bus_events om_dispatch_events;
 void om_dispatch_bus_state(struct om_dispatch *d, enum om_bus_state state);
 
-/* -- publishing ------------------------------------------------------------------------------------------------------ */
+/* -- publishing ---------------------------------------------------------------------------------------------------- */
 
 /* A batch to publish for somebody; done(ctx) is called once when each outcome is known. Tasks are copied as records at once: nothing is
  * borrowed after the call. */
@@ -44,7 +44,7 @@ struct om_publish_ticket {
  * (nothing was taken). */
 int om_dispatch_publish(struct om_dispatch *d, struct om_publish_ticket *ticket, struct om_task *tasks, struct om_error *e);
 
-/* -- agents ----------------------------------------------------------------------------------------------------------- */
+/* -- agents -------------------------------------------------------------------------------------------------------- */
 
 struct om_agent_config {
         unsigned prefetch, dlq_retry_limit;
@@ -69,7 +69,7 @@ void om_dispatch_end(struct om_dispatch *d, struct om_span topic, struct om_span
 void om_dispatch_count(struct om_dispatch *d, struct om_span topic, struct om_span agent, unsigned *ret_workers, unsigned *ret_leased);
 unsigned om_dispatch_groups(struct om_dispatch *d);
 
-/* -- sessions ---------------------------------------------------------------------------------------------------------- */
+/* -- sessions ------------------------------------------------------------------------------------------------------ */
 void om_dispatch_session_closed(struct om_dispatch *d, struct om_session *s);
 void om_dispatch_session_ready(struct om_dispatch *d, struct om_session *s);
 

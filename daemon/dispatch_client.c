@@ -53,7 +53,7 @@ void om_subscription_turn(struct om_subscription *sub) {
         om_dispatch_turn(d);
 }
 
-/* -- registering -------------------------------------------------------------------------------------------------------------- */
+/* -- registering --------------------------------------------------------------------------------------------------- */
 
 struct om_subscription *om_subscription_new(
         struct om_client *c, struct om_group *g, const struct om_registration *r, struct om_request *req) {
@@ -119,7 +119,7 @@ void om_subscription_serve(struct om_subscription *sub, bool created) {
         om_group_touch(g);
 }
 
-/* -- ending -------------------------------------------------------------------------------------------------------------------- */
+/* -- ending -------------------------------------------------------------------------------------------------------- */
 
 static void subscription_free(struct om_subscription *sub) {
         om_buf_deinit(&sub->revoked);

@@ -75,7 +75,7 @@ static struct om_span id_value(struct om_call *c, const struct om_dedupe *check)
         return copy;
 }
 
-/* -- before the publish ------------------------------------------------------------------------------------------------------ */
+/* -- before the publish -------------------------------------------------------------------------------------------- */
 
 static void on_published_read(struct om_call *c, int status, const struct om_error *e) {
         struct om_dedupe *check = c->data;
@@ -150,7 +150,7 @@ struct om_dedupe *om_dedupe_check(
         return check;
 }
 
-/* -- after it ------------------------------------------------------------------------------------------------------------------ */
+/* -- after it ------------------------------------------------------------------------------------------------------ */
 
 void om_dedupe_drop(struct om_dedupe *check) {
         HASH_DEL(check->d->dedupe_keys, &check->key);

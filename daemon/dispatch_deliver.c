@@ -20,7 +20,7 @@
 
 enum { FRAME_BYTES = 1 << 20 };
 
-/* -- credit ---------------------------------------------------------------------------------------------------------------- */
+/* -- credit -------------------------------------------------------------------------------------------------------- */
 
 static void free_remove(struct om_group *g, struct om_subscription *sub) {
         if (g->free_suspects == sub)
@@ -70,7 +70,7 @@ void om_subscription_credit(struct om_subscription *sub) {
         om_group_touch(g);
 }
 
-/* -- handing out ------------------------------------------------------------------------------------------------------------ */
+/* -- handing out --------------------------------------------------------------------------------------------------- */
 
 static void give(struct om_group *g, struct om_subscription *sub, unsigned n) {
         while (n-- && g->waiting.first) {
@@ -130,7 +130,7 @@ void om_group_deliver(struct om_group *g) {
         g->d->core->bus_ops->want(g->bus_sub, want);
 }
 
-/* -- frames ------------------------------------------------------------------------------------------------------------------ */
+/* -- frames -------------------------------------------------------------------------------------------------------- */
 
 static void write_task(struct om_buf *b, struct om_lease *lease, uint64_t now_ns) {
         const struct om_delivery *delivery = lease->delivery;
@@ -243,7 +243,7 @@ void om_subscription_revoke(struct om_subscription *sub, const struct om_lease *
         om_subscription_turn(sub);
 }
 
-/* -- the bus's events --------------------------------------------------------------------------------------------------------- */
+/* -- the bus's events ---------------------------------------------------------------------------------------------- */
 
 static void on_deliver(void *sub_core, struct om_delivery *const *deliveries, size_t n) {
         struct om_group *g = sub_core;

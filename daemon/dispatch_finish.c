@@ -25,7 +25,7 @@ enum { PARK_BASE_MS = 100, PARK_MAX_MS = 5000 };
 static void refused(struct om_lease *lease, const struct om_error *e);
 static void stage_publish(struct om_lease *lease);
 
-/* -- the request behind it ------------------------------------------------------------------------------------------------ */
+/* -- the request behind it ----------------------------------------------------------------------------------------- */
 
 struct om_ack *om_ack_new(struct om_dispatch *d, struct om_request *req, bool several) {
         struct om_ack *ack = d->free_acks;
@@ -99,7 +99,7 @@ static void tell(struct om_lease *lease, const struct om_error *e) {
         om_ack_release(ack);
 }
 
-/* -- notes ----------------------------------------------------------------------------------------------------------------- */
+/* -- notes --------------------------------------------------------------------------------------------------------- */
 
 static struct om_span note_put(char **p, struct om_span s) {
         struct om_span copy = { *p, s.len };
@@ -141,7 +141,7 @@ static void note_drop(struct om_lease *lease) {
         lease->outputs = NULL;
 }
 
-/* -- events and counters ---------------------------------------------------------------------------------------------------- */
+/* -- events and counters ------------------------------------------------------------------------------------------- */
 
 static void emit(struct om_lease *lease, enum om_event event, struct om_span detail) {
         struct om_dispatch *d = lease->group->d;
@@ -210,7 +210,7 @@ static void count_settled(struct om_lease *lease) {
         om_metrics_changed(lease->group->d->core->metrics);
 }
 
-/* -- stages ---------------------------------------------------------------------------------------------------------------- */
+/* -- stages -------------------------------------------------------------------------------------------------------- */
 
 static struct om_lease *lease_of_save(struct om_result_save *save) { return (void *) ((char *) save - offsetof(struct om_lease, save)); }
 
@@ -295,7 +295,7 @@ static void stage_publish(struct om_lease *lease) {
                 refused(lease, &e);
 }
 
-/* -- the end ----------------------------------------------------------------------------------------------------------------- */
+/* -- the end ------------------------------------------------------------------------------------------------------- */
 
 static void park_arm(struct om_dispatch *d) {
         int64_t ms = om_backoff_ms(PARK_BASE_MS, PARK_MAX_MS, d->park_tries < 16 ? d->park_tries : 16);
@@ -391,7 +391,7 @@ static void refused(struct om_lease *lease, const struct om_error *e) {
         }
 }
 
-/* -- a client's verdicts ----------------------------------------------------------------------------------------------------- */
+/* -- a client's verdicts ------------------------------------------------------------------------------------------- */
 
 static int held(struct om_ack *ack, int64_t number, struct om_lease **ret) {
         struct om_error e = OM_ERROR_INIT;
@@ -475,7 +475,7 @@ void om_dispatch_extend(struct om_dispatch *d, struct om_ack *ack, int64_t numbe
                 om_lease_touch(lease);
 }
 
-/* -- the daemon's own verdicts ------------------------------------------------------------------------------------------------ */
+/* -- the daemon's own verdicts ------------------------------------------------------------------------------------- */
 
 static void leave(struct om_lease *lease) {
         if (lease->state == OM_LEASE_WAITING)

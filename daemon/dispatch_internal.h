@@ -26,7 +26,7 @@
 #include "results.h"
 #include "watch.h"
 
-/* -- leases -------------------------------------------------------------------------------------------------------------- */
+/* -- leases -------------------------------------------------------------------------------------------------------- */
 
 enum om_lease_state {
         OM_LEASE_FREE,      /* in the pool */
@@ -105,7 +105,7 @@ struct om_ack {
         struct om_buf failed;  /* their numbers, with commas */
 };
 
-/* -- connections, subscriptions, groups ---------------------------------------------------------------------------------- */
+/* -- connections, subscriptions, groups ---------------------------------------------------------------------------- */
 
 /* The dispatcher's state on a session: in its dispatch slot, from the first need to the session's end. */
 struct om_client {
@@ -230,7 +230,7 @@ static inline void om_dispatch_turn(struct om_dispatch *d) { om_loop_at_turn_end
 /* Its credit or its queue changed, or it may be over: looked at by the end of the turn, and never freed before. */
 void om_group_touch(struct om_group *g);
 
-/* -- dispatch_client.c ---------------------------------------------------------------------------------------------------- */
+/* -- dispatch_client.c --------------------------------------------------------------------------------------------- */
 struct om_client *om_client_of(struct om_dispatch *d, struct om_session *s); /* made when there is none; NULL: out of memory */
 struct om_client *om_client_find(struct om_session *s);
 void om_client_free(struct om_client *c);
@@ -246,11 +246,11 @@ void om_subscription_revoke(struct om_subscription *sub, const struct om_lease *
 void om_subscription_swept(struct om_subscription *sub); /* one that ended is no longer in the turn: frees it */
 void om_subscription_end(struct om_subscription *sub, enum om_verdict verdict);
 
-/* -- dispatch_deliver.c --------------------------------------------------------------------------------------------------- */
+/* -- dispatch_deliver.c -------------------------------------------------------------------------------------------- */
 void om_group_deliver(struct om_group *g);               /* at the end of a turn: hands out, tells the bus what is wanted */
 void om_subscription_write(struct om_subscription *sub); /* at the end of a turn: the frames */
 
-/* -- lease.c -------------------------------------------------------------------------------------------------------------- */
+/* -- lease.c ------------------------------------------------------------------------------------------------------- */
 struct om_lease *om_lease_new(struct om_group *g, struct om_delivery *delivery);
 void om_lease_free(struct om_lease *lease);
 int om_lease_give(struct om_lease *lease, struct om_subscription *sub); /* WAITING, already unlinked → HELD */
@@ -264,7 +264,7 @@ int om_leases_init(struct om_dispatch *d);
 void om_leases_deinit(struct om_dispatch *d);
 void om_group_reclaim_arm(struct om_group *g);
 
-/* -- dispatch_finish.c ------------------------------------------------------------------------------------------------------ */
+/* -- dispatch_finish.c --------------------------------------------------------------------------------------------- */
 struct om_ack *om_ack_new(struct om_dispatch *d, struct om_request *req, bool several); /* takes req; NULL (answered): no memory */
 void om_ack_fail(struct om_ack *ack, int64_t number, const struct om_error *e);
 void om_ack_release(struct om_ack *ack); /* the method is through with it; answers when nothing is open */
@@ -289,14 +289,14 @@ void om_lease_unfit(struct om_lease *lease, const char *error_type, const char *
 int om_finish_init(struct om_dispatch *d);
 void om_finish_deinit(struct om_dispatch *d);
 
-/* -- dispatch_settle.c ------------------------------------------------------------------------------------------------------ */
+/* -- dispatch_settle.c --------------------------------------------------------------------------------------------- */
 void om_settle(struct om_lease *lease); /* with verdict, due_ms, note, outputs; with the others of this turn */
 void om_settle_flush(struct om_dispatch *d);
 void om_room(struct om_dispatch *d); /* something of ours completed: the bus has room again */
 /* From now on settle() is not called: nothing gathers any more. */
 void om_settle_deinit(struct om_dispatch *d);
 
-/* -- dispatch_publish.c ----------------------------------------------------------------------------------------------------- */
+/* -- dispatch_publish.c -------------------------------------------------------------------------------------------- */
 void om_publish_flush(struct om_dispatch *d);
 void om_publish_deinit(struct om_dispatch *d);
 /* Whether this bus can take such a task: 0, or -EOPNOTSUPP with `e` naming what it lacks. */
@@ -306,7 +306,7 @@ size_t om_record_max(const struct om_core *core);
 /* Copies of the parts of a task for a batch, and its record. -ENOMEM. */
 int om_publish_copy(struct om_chunks *text, const struct om_task *task, struct om_task *ret_parts, struct om_span *ret_record);
 
-/* -- dispatch_dedupe.c ------------------------------------------------------------------------------------------------------ */
+/* -- dispatch_dedupe.c --------------------------------------------------------------------------------------------- */
 struct om_dedupe;
 /* Asks the storage about the idempotency key of the task at `index` of a batch. om_publish_checked() is called with the answer, never
  * before the return. NULL with `e`: it cannot be asked, and nothing is called. */
@@ -321,10 +321,10 @@ void om_dedupe_published(struct om_dedupe *check, int status, struct om_publish_
 void om_dedupe_drop(struct om_dedupe *check);
 void om_publish_ticket_close(struct om_publish_ticket *ticket); /* one task less is open */
 
-/* -- methods_publish.c ---------------------------------------------------------------------------------------------------- */
+/* -- methods_publish.c --------------------------------------------------------------------------------------------- */
 void om_publish_calls_deinit(struct om_dispatch *d);
 
-/* -- outputs.c ---------------------------------------------------------------------------------------------------------------- */
+/* -- outputs.c ----------------------------------------------------------------------------------------------------- */
 struct om_outputs {
         struct om_publish_ticket ticket;
         struct om_lease *lease;
@@ -340,7 +340,7 @@ int om_outputs_bus_tasks(struct om_outputs *o); /* fills bus_tasks; -ENOMEM */
 /* output_id.c: a UUID (RFC 9562, version 8) that is the same for the same three. */
 void om_task_id_derive(struct om_span task_id, struct om_span agent, uint64_t n, char ret_id[OM_ID_LEN + 1]);
 
-/* -- results.c ---------------------------------------------------------------------------------------------------------------- */
+/* -- results.c ----------------------------------------------------------------------------------------------------- */
 void om_results_client_closed(struct om_results *r, struct om_client *client);
 
 /* The id of a record, for events. Absent when it has none. */

@@ -53,7 +53,7 @@ struct om_publish_batch {
         struct om_publish_ticket *early; /* tickets that need no bus: answered at the end of the turn */
 };
 
-/* -- records ---------------------------------------------------------------------------------------------------------------- */
+/* -- records ------------------------------------------------------------------------------------------------------- */
 
 /* The session allows a notification some KiB more than a frame of the client's, so what fitted a publish fits a delivery. */
 size_t om_record_max(const struct om_core *core) { return (size_t) core->settings->max_frame_bytes + ENVELOPE_BYTES; }
@@ -85,7 +85,7 @@ static bool copy_part(struct om_chunks *text, struct om_span *part) {
 int om_publish_copy(struct om_chunks *text, const struct om_task *task, struct om_task *ret_parts, struct om_span *ret_record) {
         struct om_buf *b = om_chunks_room(text, record_bound(task));
         size_t start, at = 0;
-        struct om_span record, id, topic, content = OM_SPAN_NONE;
+        struct om_span record, id, topic, content;
 
         if (!b)
                 return -ENOMEM;
@@ -132,7 +132,7 @@ int om_publish_supported(struct om_dispatch *d, const struct om_task *task, stru
         return 0;
 }
 
-/* -- batches ------------------------------------------------------------------------------------------------------------------ */
+/* -- batches ------------------------------------------------------------------------------------------------------- */
 
 static void batch_free(struct om_publish_batch *b) {
         om_chunks_deinit(&b->text);
@@ -210,7 +210,7 @@ void om_publish_ticket_close(struct om_publish_ticket *ticket) {
                 ticket->done(ticket);
 }
 
-/* -- outcomes ------------------------------------------------------------------------------------------------------------------- */
+/* -- outcomes ------------------------------------------------------------------------------------------------------ */
 
 static void count_published(struct om_publish_batch *b, const struct om_task *t, struct om_topic_metrics **cell, struct om_span *topic) {
         struct om_core *core = b->d->core;
@@ -311,7 +311,7 @@ static void batch_done(struct om_op *op, int status, const struct om_error *erro
                 batch_close(b);
 }
 
-/* -- sending ------------------------------------------------------------------------------------------------------------------- */
+/* -- sending ------------------------------------------------------------------------------------------------------- */
 
 static void queue_remove(struct om_dispatch *d, struct om_publish_batch *b) {
         struct om_publish_batch **p = &d->publish_queue;
@@ -432,7 +432,7 @@ void om_publish_flush(struct om_dispatch *d) {
         }
 }
 
-/* -- gathering ------------------------------------------------------------------------------------------------------------------ */
+/* -- gathering ----------------------------------------------------------------------------------------------------- */
 
 static int add_task(
         struct om_publish_batch *b, struct om_publish_ticket *ticket, size_t index, const struct om_task *task, struct om_error *e) {

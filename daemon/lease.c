@@ -22,7 +22,7 @@ struct om_lease_slab {
         struct om_lease leases[SLAB_LEASES];
 };
 
-/* -- memory -------------------------------------------------------------------------------------------------------------- */
+/* -- memory -------------------------------------------------------------------------------------------------------- */
 
 static int slab_add(struct om_dispatch *d) {
         struct om_lease_slab *slab = calloc(1, sizeof *slab);
@@ -96,7 +96,7 @@ void om_leases_deinit(struct om_dispatch *d) {
                 event_free(d->extend_timer);
 }
 
-/* -- numbers ------------------------------------------------------------------------------------------------------------- */
+/* -- numbers ------------------------------------------------------------------------------------------------------- */
 
 static int buckets_grow(struct om_client *c) {
         size_t n = c->n_buckets ? c->n_buckets * 2 : FIRST_BUCKETS;
@@ -152,7 +152,7 @@ int om_lease_find(struct om_session *s, int64_t number, struct om_lease **ret, s
         return om_error_set(e, OM_CONFLICT, "the lease of delivery %lld is over", (long long) number);
 }
 
-/* -- who has it ---------------------------------------------------------------------------------------------------------- */
+/* -- who has it ---------------------------------------------------------------------------------------------------- */
 
 int om_lease_give(struct om_lease *lease, struct om_subscription *sub) {
         int r = number_add(sub->client, lease);
@@ -203,7 +203,7 @@ void om_lease_touch(struct om_lease *lease) {
         om_lease_hold(lease);
 }
 
-/* -- running out --------------------------------------------------------------------------------------------------------- */
+/* -- running out --------------------------------------------------------------------------------------------------- */
 
 static int64_t reclaim_in_ms(const struct om_group *g, int64_t now) {
         int64_t left = g->held.first->touched_ms + g->config.reclaim_idle_ms - now;

@@ -31,7 +31,7 @@ struct om_listener {
         bool refusing; /* the last connection was refused, and that was logged */
 };
 
-/* -- refusing ------------------------------------------------------------------------------------------------------------------ */
+/* -- refusing ------------------------------------------------------------------------------------------------------ */
 
 static void log_refusal(struct om_listener *l, const char *why) {
         if (!l->refusing)
@@ -88,7 +88,7 @@ static bool reject_without_descriptors(struct om_listener *l, int error) {
         return fd >= 0;
 }
 
-/* -- accepting ------------------------------------------------------------------------------------------------------------------- */
+/* -- accepting ----------------------------------------------------------------------------------------------------- */
 
 /* False: no more in this turn. */
 static bool accept_one(struct om_listener *l) {
@@ -125,7 +125,7 @@ static void on_connection(evutil_socket_t fd, short what, void *ctx) {
                 ;
 }
 
-/* -- making and ending --------------------------------------------------------------------------------------------------------------- */
+/* -- making and ending --------------------------------------------------------------------------------------------- */
 
 int om_listener_open(struct om_loop *loop, const struct om_listener_options *options, struct om_listener **ret, struct om_error *e) {
         struct om_listener *l = calloc(1, sizeof *l);

@@ -24,7 +24,7 @@
 
 #include "listener_open.h"
 
-/* -- handed over ---------------------------------------------------------------------------------------------------------- */
+/* -- handed over --------------------------------------------------------------------------------------------------- */
 
 /* 1: taken; 0: nothing was handed to us. */
 static int take_from_systemd(struct om_listener_socket *s, struct om_error *e) {
@@ -47,7 +47,7 @@ static int take_from_systemd(struct om_listener_socket *s, struct om_error *e) {
         return 1;
 }
 
-/* -- made by us -------------------------------------------------------------------------------------------------------------- */
+/* -- made by us ---------------------------------------------------------------------------------------------------- */
 
 /* The folder of the socket; when it is made, others must be able to reach what is in it. */
 static int make_parent(const char *path, struct om_error *e) {

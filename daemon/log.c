@@ -63,7 +63,7 @@ void om_log_set_level(enum om_level max_level) { atomic_store_explicit(&threshol
 
 bool om_log_enabled(enum om_level level) { return (int) level <= atomic_load_explicit(&threshold, memory_order_relaxed); }
 
-/* -- one line ----------------------------------------------------------------------------------------------------------- */
+/* -- one line ------------------------------------------------------------------------------------------------------ */
 
 /* Length of the UTF-8 character at p, 0 when it is none (RFC 3629) or is a control character. */
 static size_t printable(const unsigned char *p, size_t len) {

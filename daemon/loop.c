@@ -44,7 +44,7 @@ struct om_loop {
         atomic_uint wakers; /* threads between deciding to wake the loop and having done so */
 };
 
-/* -- posts ------------------------------------------------------------------------------------------------------------ */
+/* -- posts --------------------------------------------------------------------------------------------------------- */
 
 static void loop_post(struct om_host *host, struct om_post *post) {
         struct om_loop *l = (struct om_loop *) host;
@@ -99,7 +99,7 @@ static bool run_posts(struct om_loop *l) {
         return list;
 }
 
-/* -- turns ------------------------------------------------------------------------------------------------------------ */
+/* -- turns --------------------------------------------------------------------------------------------------------- */
 
 void om_loop_at_turn_end(struct om_loop *l, struct om_turn_end *t) {
         if (t->queued)
@@ -158,7 +158,7 @@ int om_loop_run(struct om_loop *l) {
 
 void om_loop_stop(struct om_loop *l) { l->stopped = true; }
 
-/* -- making and ending --------------------------------------------------------------------------------------------------- */
+/* -- making and ending --------------------------------------------------------------------------------------------- */
 
 static void loop_log(struct om_host *host, enum om_level level, const char *text) { om_log(level, "%s", text); }
 

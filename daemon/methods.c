@@ -9,7 +9,7 @@
 
 #include "methods.h"
 
-/* -- lookup ------------------------------------------------------------------------------------------------------------- */
+/* -- lookup -------------------------------------------------------------------------------------------------------- */
 
 static const struct om_method *const tables[] = { om_task_methods, om_agent_methods, om_bus_methods, om_dlq_methods, om_storage_methods,
         om_config_methods, om_health_methods };
@@ -62,7 +62,7 @@ const char *om_method_nearest(struct om_span name) {
         return om_nearest(word, names);
 }
 
-/* -- params ------------------------------------------------------------------------------------------------------------- */
+/* -- params -------------------------------------------------------------------------------------------------------- */
 
 static int wrong(struct om_error *e, int r) {
         if (e && r == -EINVAL)
@@ -191,7 +191,7 @@ int om_object_get(struct om_span object, const char *name, struct om_json_value 
         return 0;
 }
 
-/* -- results -------------------------------------------------------------------------------------------------------------- */
+/* -- results ------------------------------------------------------------------------------------------------------- */
 
 void om_put_member(struct om_buf *b, const char *name, struct om_span value) {
         om_buf_lit(b, ",\"");

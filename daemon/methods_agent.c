@@ -14,7 +14,7 @@
 #include "agents.h"
 #include "methods.h"
 
-/* -- register, unregister -------------------------------------------------------------------------------------------------- */
+/* -- register, unregister ------------------------------------------------------------------------------------------ */
 
 static void agent_register(struct om_request *req, struct om_span params) { om_agents_register(req->core, req, params); }
 
@@ -33,7 +33,7 @@ static void agent_unregister(struct om_request *req, struct om_span params) {
                 om_request_ok(req);
 }
 
-/* -- list, get -------------------------------------------------------------------------------------------------------------- */
+/* -- list, get ----------------------------------------------------------------------------------------------------- */
 
 static void put_raw(struct om_buf *b, const char *name, struct om_span record, const char *fallback) {
         struct om_json_value value;
@@ -138,6 +138,7 @@ struct named {
         size_t at; /* of the records: the next whose setting goes */
         struct om_post post;
         struct om_call *call;
+        struct om_agent_deletion deletion;
 };
 
 static struct named *new_named(struct om_call *c) {
@@ -243,7 +244,7 @@ static void agent_get(struct om_request *req, struct om_span params) {
                 get_record(c, on_get_record);
 }
 
-/* -- pause, resume ------------------------------------------------------------------------------------------------------------ */
+/* -- pause, resume ------------------------------------------------------------------------------------------------- */
 
 static void on_pause_written(struct om_call *c, int status, const struct om_error *e) {
         const struct named *n = c->data;
@@ -284,12 +285,13 @@ static void set_paused(struct om_request *req, struct om_span params, bool pause
 static void agent_pause(struct om_request *req, struct om_span params) { set_paused(req, params, true); }
 static void agent_resume(struct om_request *req, struct om_span params) { set_paused(req, params, false); }
 
-/* -- delete -------------------------------------------------------------------------------------------------------------------- */
+/* -- delete -------------------------------------------------------------------------------------------------------- */
 
 static void on_records_deleted(struct om_call *c, int status, const struct om_error *e) {
-        const struct named *n = c->data;
+        struct named *n = c->data;
         struct om_buf *b;
 
+        om_agents_end_deletion(c->core->agents, &n->deletion);
         if (status < 0) {
                 om_call_fail(c, e);
         } else if (!n->found) {
@@ -304,12 +306,19 @@ static void on_records_deleted(struct om_call *c, int status, const struct om_er
         }
 }
 
+static void fail_deletion(struct om_call *c, const struct om_error *e) {
+        struct named *n = c->data;
+
+        om_agents_end_deletion(c->core->agents, &n->deletion);
+        om_call_fail(c, e);
+}
+
 /* The settings one by one, then all records at once. */
 static void delete_next(struct om_call *c, int status, const struct om_error *e) {
         struct named *n = c->data;
 
         if (status < 0 && status != -ENOENT) {
-                om_call_fail(c, e);
+                fail_deletion(c, e);
                 return;
         }
         if (n->at < c->n_rows) {
@@ -332,7 +341,7 @@ static void on_bus_deleted(struct om_call *c, int status, const struct om_error 
         struct named *n = c->data;
 
         if (status < 0 && status != -ENOENT) {
-                om_call_fail(c, e);
+                fail_deletion(c, e);
                 return;
         }
         n->found |= status == 0;
@@ -371,6 +380,8 @@ static void on_records_found(struct om_call *c, int status, const struct om_erro
         }
         n->found = c->n_rows > 0;
         n->post.fn = on_workers_gone;
+        n->deletion = (struct om_agent_deletion){ .topic = n->topic, .agent = n->name };
+        om_agents_begin_deletion(c->core->agents, &n->deletion);
         om_dispatch_end(c->core->dispatch, n->topic, n->name, n->name.p ? "the agent was deleted" : "the topic was deleted", &n->post);
 }
 

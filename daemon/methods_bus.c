@@ -27,7 +27,7 @@ static void put_topic(struct om_buf *b, const struct om_bus_topic_row *row) {
         put_number(b, "published", row->published);
 }
 
-/* -- bus.topics, bus.inspect -------------------------------------------------------------------------------------------------- */
+/* -- bus.topics, bus.inspect --------------------------------------------------------------------------------------- */
 
 static void on_topics(struct om_call *c, int status, const struct om_error *e) {
         struct om_buf *b;
@@ -98,7 +98,7 @@ static void start_page(
 static void bus_topics(struct om_request *req, struct om_span params) { start_page(req, params, OM_QUERY_TOPICS, false, on_topics); }
 static void bus_inspect(struct om_request *req, struct om_span params) { start_page(req, params, OM_QUERY_HELD, true, on_held); }
 
-/* -- bus.groups, bus.stats ------------------------------------------------------------------------------------------------------ */
+/* -- bus.groups, bus.stats ----------------------------------------------------------------------------------------- */
 
 /* What the calls of one request gather; each lives until the reply. In the arena of `groups`. */
 struct look {

@@ -15,7 +15,7 @@ static int check_own(struct om_span key, struct om_error *e) {
                 key.len > 100 ? 100 : (int) key.len, key.p);
 }
 
-/* -- get ---------------------------------------------------------------------------------------------------------------------- */
+/* -- get ----------------------------------------------------------------------------------------------------------- */
 
 static void on_got(struct om_call *c, int status, const struct om_error *e) {
         struct om_error none;
@@ -54,7 +54,7 @@ static void config_get(struct om_request *req, struct om_span params) {
                 om_call_start(c);
 }
 
-/* -- set, delete ---------------------------------------------------------------------------------------------------------------- */
+/* -- set, delete --------------------------------------------------------------------------------------------------- */
 
 static void on_set(struct om_call *c, int status, const struct om_error *e) {
         if (status < 0)
@@ -112,7 +112,7 @@ static void config_delete(struct om_request *req, struct om_span params) {
                 om_call_start(c);
 }
 
-/* -- list ------------------------------------------------------------------------------------------------------------------------ */
+/* -- list ---------------------------------------------------------------------------------------------------------- */
 
 static void on_listed(struct om_call *c, int status, const struct om_error *e) {
         struct om_buf *b;

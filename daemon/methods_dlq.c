@@ -6,7 +6,7 @@
 
 #include "methods.h"
 
-/* -- looking ------------------------------------------------------------------------------------------------------------------ */
+/* -- looking ------------------------------------------------------------------------------------------------------- */
 
 static void put_letter(struct om_buf *b, const struct om_dead_letter *letter) {
         om_buf_lit(b, "{\"id\":");
@@ -114,7 +114,7 @@ static void dlq_get(struct om_request *req, struct om_span params) {
         om_call_start(c);
 }
 
-/* -- moving ------------------------------------------------------------------------------------------------------------------- */
+/* -- moving -------------------------------------------------------------------------------------------------------- */
 
 static void on_changed(struct om_call *c, int status, const struct om_error *e) {
         struct om_buf *b;

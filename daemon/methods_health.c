@@ -15,7 +15,7 @@
 
 enum { PROTOCOL = 1 };
 
-/* -- hello, ping ---------------------------------------------------------------------------------------------------------- */
+/* -- hello, ping --------------------------------------------------------------------------------------------------- */
 
 static void put_hello(struct om_buf *b, const struct om_core *core) {
         om_buf_lit(b, "{\"server\":\"omnidaemond\",\"version\":\"" OM_VERSION "\",\"protocol\":1,\"bus\":{\"name\":");
@@ -74,7 +74,7 @@ static void ping(struct om_request *req, struct om_span params) {
                 om_request_ok(req);
 }
 
-/* -- health ------------------------------------------------------------------------------------------------------------------ */
+/* -- health -------------------------------------------------------------------------------------------------------- */
 
 /* What both sides said; of a side that is away, why. In the arena of the bus's call. */
 struct checkup {
@@ -243,7 +243,7 @@ static void health(struct om_request *req, struct om_span params) {
         om_call_start(call);
 }
 
-/* -- backends ------------------------------------------------------------------------------------------------------------------ */
+/* -- backends ------------------------------------------------------------------------------------------------------ */
 
 static void put_options(struct om_buf *b, const struct om_option *options) {
         static const char *const types[] = { [OM_OPTION_STRING] = "string",
@@ -309,7 +309,7 @@ static void backends(struct om_request *req, struct om_span params) {
         om_request_end(req);
 }
 
-/* -- metrics.get, daemon.reload, daemon.watch ----------------------------------------------------------------------------------- */
+/* -- metrics.get, daemon.reload, daemon.watch ---------------------------------------------------------------------- */
 
 static void metrics_get(struct om_request *req, struct om_span params) {
         struct om_json_member m[] = { { "topic", OM_JSON_STRING }, { NULL } };

@@ -31,7 +31,7 @@ struct om_publish_call {
         bool several;
 };
 
-/* -- the pool ------------------------------------------------------------------------------------------------------------------ */
+/* -- the pool ------------------------------------------------------------------------------------------------------ */
 
 static void call_destroy(struct om_publish_call *p) {
         free(p->ticket.outcomes);
@@ -114,7 +114,7 @@ void om_publish_calls_deinit(struct om_dispatch *d) {
         d->scratch = NULL;
 }
 
-/* -- answering ------------------------------------------------------------------------------------------------------------------- */
+/* -- answering ----------------------------------------------------------------------------------------------------- */
 
 static void outcome_error(const struct om_outcome *outcome, struct om_error *e) {
         om_error_set(e, om_kind_of_errno(outcome->status), "%s", outcome->why ? outcome->why : strerror(-outcome->status));
@@ -177,7 +177,7 @@ static void published(struct om_publish_ticket *ticket) {
         call_free(d, p);
 }
 
-/* -- reading --------------------------------------------------------------------------------------------------------------------- */
+/* -- reading ------------------------------------------------------------------------------------------------------- */
 
 static int note_bad(struct om_publish_call *p, struct om_span text) {
         struct bad *bad = calloc(1, sizeof *bad);

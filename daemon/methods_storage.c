@@ -6,7 +6,7 @@
 
 #include "methods.h"
 
-/* -- storage.health --------------------------------------------------------------------------------------------------------- */
+/* -- storage.health ------------------------------------------------------------------------------------------------ */
 
 static void put_storage(struct om_buf *b, struct om_core *core, bool up) {
         om_buf_lit(b, "{\"name\":");
@@ -47,7 +47,7 @@ static void storage_health(struct om_request *req, struct om_span params) {
                 om_call_start(c);
 }
 
-/* -- storage.clear ------------------------------------------------------------------------------------------------------------ */
+/* -- storage.clear ------------------------------------------------------------------------------------------------- */
 
 static const struct {
         const char *name;

@@ -38,7 +38,7 @@ static void task_get(struct om_request *req, struct om_span params) {
         om_arena_deinit(&arena);
 }
 
-/* -- lists ---------------------------------------------------------------------------------------------------------------------- */
+/* -- lists --------------------------------------------------------------------------------------------------------- */
 
 static void listed(struct om_call *c, int status, const struct om_error *e) {
         struct om_error bad;
@@ -125,7 +125,7 @@ static void list_with(struct om_request *req, struct om_span params, int (*read)
 
 static void task_list(struct om_request *req, struct om_span params) { list_with(req, params, read_list); }
 
-/* -- search --------------------------------------------------------------------------------------------------------------------- */
+/* -- search -------------------------------------------------------------------------------------------------------- */
 
 static int can_search(const struct om_core *core, struct om_error *e) {
         struct om_buf others = OM_BUF_INIT;
@@ -172,7 +172,7 @@ static int read_search(struct om_span params, struct om_call *c, struct om_error
 
 static void task_search(struct om_request *req, struct om_span params) { list_with(req, params, read_search); }
 
-/* -- delete --------------------------------------------------------------------------------------------------------------------- */
+/* -- delete -------------------------------------------------------------------------------------------------------- */
 
 static void deleted(struct om_call *c, int status, const struct om_error *e) {
         struct om_buf *b;

@@ -46,7 +46,7 @@ struct om_metrics {
         struct om_post *flushed;
 };
 
-/* -- histograms ------------------------------------------------------------------------------------------------------------ */
+/* -- histograms ---------------------------------------------------------------------------------------------------- */
 
 /* Below 16 µs a bucket each; above, 16 buckets to a power of two: the four bits after the first. */
 static unsigned bucket_of(uint64_t us) {
@@ -94,7 +94,7 @@ uint64_t om_histogram_quantile(const struct om_histogram *h, double q) {
         return h->max_us;
 }
 
-/* -- cells -------------------------------------------------------------------------------------------------------------------- */
+/* -- cells --------------------------------------------------------------------------------------------------------- */
 
 struct om_daemon_metrics *om_metrics_daemon(struct om_metrics *m) {
         return &m->daemon;
@@ -154,7 +154,7 @@ static struct om_span agent_of(const struct agent_cell *c) {
         return (struct om_span){ c->key + c->topic_len + 1, c->len - c->topic_len - 1 };
 }
 
-/* -- writing ------------------------------------------------------------------------------------------------------------------- */
+/* -- writing ------------------------------------------------------------------------------------------------------- */
 
 static void put_count(struct om_buf *b, const char *name, uint64_t n) {
         om_buf_lit(b, ",\"");
@@ -249,7 +249,7 @@ void om_metrics_write(struct om_metrics *m, struct om_span topic, struct om_buf 
         om_buf_lit(b, "]}");
 }
 
-/* -- snapshots ------------------------------------------------------------------------------------------------------------------ */
+/* -- snapshots ----------------------------------------------------------------------------------------------------- */
 
 /* One put of at most SNAPSHOT_BATCH entries; what does not fit waits for the next interval. */
 struct snapshot {

@@ -29,7 +29,7 @@
 
 #include "../proto/frame.h"
 
-/* -- sending ---------------------------------------------------------------------------------------------------------------- */
+/* -- sending ------------------------------------------------------------------------------------------------------- */
 
 size_t om_session_unsent(const struct om_session *s) { return s->out.len - s->out_sent; }
 
@@ -143,7 +143,7 @@ static int appended(struct om_session *s, int r) {
         return 0;
 }
 
-/* -- requests ----------------------------------------------------------------------------------------------------------------- */
+/* -- requests ------------------------------------------------------------------------------------------------------ */
 
 struct om_request *om_request_new(struct om_session *s, struct om_span id, bool notification) {
         struct om_session_pool *p = s->pool;
@@ -296,7 +296,7 @@ void om_request_error_data(struct om_request *req, const struct om_error *e, str
         om_request_done(req);
 }
 
-/* -- notifications -------------------------------------------------------------------------------------------------------------- */
+/* -- notifications ------------------------------------------------------------------------------------------------- */
 
 struct om_buf *om_session_begin(struct om_session *s, const char *method) {
         if (s->state != OM_SESSION_OPEN)

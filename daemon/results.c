@@ -63,7 +63,7 @@ struct om_results {
 
 static void wake(struct om_results *r, const struct om_store_entry *entry);
 
-/* -- composing ---------------------------------------------------------------------------------------------------------------- */
+/* -- composing ----------------------------------------------------------------------------------------------------- */
 
 static void member_raw(struct om_buf *b, const char *name, struct om_span raw) {
         om_buf_puts(b, name);
@@ -126,7 +126,7 @@ static size_t result_bound(const struct om_result *result) {
                 6 * (result->agent.len + result->worker.len + result->error.len + result->error_type.len);
 }
 
-/* -- saving --------------------------------------------------------------------------------------------------------------------- */
+/* -- saving -------------------------------------------------------------------------------------------------------- */
 
 static void batch_free(struct save_batch *b) {
         om_chunks_deinit(&b->text);
@@ -335,7 +335,7 @@ static void turn_end(struct om_turn_end *t) {
         }
 }
 
-/* -- waiting -------------------------------------------------------------------------------------------------------------------- */
+/* -- waiting ------------------------------------------------------------------------------------------------------- */
 
 static void waiter_free(struct om_result_waiter *w) {
         event_free(w->timer);
@@ -544,7 +544,7 @@ void om_results_client_closed(struct om_results *r, struct om_client *client) {
                 om_request_error(waiter_end(client->waiters), &e);
 }
 
-/* -- making and freeing ----------------------------------------------------------------------------------------------------------- */
+/* -- making and freeing -------------------------------------------------------------------------------------------- */
 
 int om_results_new(struct om_core *core, struct om_results **ret) {
         struct om_results *r = calloc(1, sizeof *r);

@@ -34,7 +34,7 @@
 
 static struct timeval timeval_of_ms(int64_t ms) { return (struct timeval){ .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 }; }
 
-/* -- spare buffers ------------------------------------------------------------------------------------------------------ */
+/* -- spare buffers ------------------------------------------------------------------------------------------------- */
 
 void om_session_spare_put(struct om_session_pool *p, struct om_buf *b) {
         if (b->cap == 0 || b->cap > OM_SPARE_BYTES || b->failed || p->n_spares == OM_SPARES) {
@@ -51,7 +51,7 @@ void om_session_spare_take(struct om_session_pool *p, struct om_buf *b) {
                 *b = p->spares[--p->n_spares];
 }
 
-/* -- the pool's work of the next turn ------------------------------------------------------------------------------------- */
+/* -- the pool's work of the next turn ------------------------------------------------------------------------------ */
 
 static void want_work(struct om_session_pool *p) {
         if (p->posted)
@@ -89,7 +89,7 @@ static void free_dead(struct om_session_pool *p) {
         }
 }
 
-/* -- the end of a session ------------------------------------------------------------------------------------------------- */
+/* -- the end of a session ------------------------------------------------------------------------------------------ */
 
 /* Tells those who look on. */
 static void announce(struct om_session *s, enum om_event event) {
@@ -258,7 +258,7 @@ static void on_timer(evutil_socket_t fd, short what, void *ctx) {
                 om_session_close(s, "it does not read what it is sent");
 }
 
-/* -- reading --------------------------------------------------------------------------------------------------------------- */
+/* -- reading ------------------------------------------------------------------------------------------------------- */
 
 bool om_session_held(const struct om_session *s) { return s->in_flight >= OM_IN_FLIGHT || s->above || s->pool->quiet; }
 
@@ -308,7 +308,7 @@ static size_t handle_frames(struct om_session *s, const char *data, size_t len, 
         struct om_span body;
         int r;
 
-        while (s->state == OM_SESSION_OPEN && *budget > 0 && !om_session_held(s)) {
+        while (at < len && s->state == OM_SESSION_OPEN && *budget > 0 && !om_session_held(s)) {
                 r = om_frame_peek(data + at, len - at, max, &body, &e);
                 if (r == 0)
                         break;
@@ -482,7 +482,7 @@ static void on_work(struct om_post *post) {
         }
 }
 
-/* -- beginning ------------------------------------------------------------------------------------------------------------- */
+/* -- beginning ----------------------------------------------------------------------------------------------------- */
 
 int om_session_new(struct om_core *core, int fd, struct om_session **ret) {
         struct event_base *base = om_loop_base(core->loop);
@@ -525,7 +525,7 @@ int om_session_new(struct om_core *core, int fd, struct om_session **ret) {
         return 0;
 }
 
-/* -- the pool ----------------------------------------------------------------------------------------------------------------- */
+/* -- the pool ------------------------------------------------------------------------------------------------------ */
 
 int om_session_pool_new(struct om_core *core, struct om_session_pool **ret) {
         struct om_session_pool *p = calloc(1, sizeof *p);
@@ -597,7 +597,7 @@ void om_session_pool_free(struct om_session_pool *p) {
                 free(p);
 }
 
-/* -- what others know of a session ---------------------------------------------------------------------------------------------- */
+/* -- what others know of a session --------------------------------------------------------------------------------- */
 
 bool om_session_is_open(const struct om_session *s) { return s->state == OM_SESSION_OPEN; }
 struct om_core *om_session_core(const struct om_session *s) {

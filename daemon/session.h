@@ -73,7 +73,7 @@ int om_session_set_name(struct om_session *s, struct om_span name);
 void **om_session_dispatch_slot(struct om_session *s); /* dispatch.c's */
 void **om_session_watch_slot(struct om_session *s);    /* watch.c's */
 
-/* -- all sessions (the core's) ------------------------------------------------------------------------------------------- */
+/* -- all sessions (the core's) ------------------------------------------------------------------------------------- */
 
 /* What sessions share: the reading buffer, spare buffers, free requests, the lists of who has output. */
 int om_session_pool_new(struct om_core *core, struct om_session_pool **ret);
@@ -87,8 +87,7 @@ void om_session_pool_quiet(struct om_session_pool *p);
  * closed at once. */
 void om_session_pool_drain(struct om_session_pool *p, struct om_post *done);
 
-/* -- methods (methods.c)
- * --------------------------------------------------------------------------------------------------------------------------- */
+/* -- methods (methods.c) ------------------------------------------------------------------------------------------- */
 typedef void om_method_fn(
         struct om_request *req, struct om_span params); /* params: a checked object, "{}" when absent; borrowed until return */
 struct om_method {

@@ -106,7 +106,7 @@ const char *om_settings_flag(enum om_setting_id id, char out[48]) {
         return out;
 }
 
-/* -- names that are no settings ------------------------------------------------------------------------------------------------- */
+/* -- names that are no settings ------------------------------------------------------------------------------------ */
 
 /* One letter wrong, missing, too many, or two swapped. */
 static bool one_slip(const char *a, const char *b) {
@@ -154,7 +154,7 @@ int om_settings_unknown(struct om_settings_more *m, const char *name, bool stric
         return om_error_set(e, OM_INVALID, "%s: unknown setting %.80s; omnidaemond --help lists them", where, name);
 }
 
-/* -- flags ------------------------------------------------------------------------------------------------------------------ */
+/* -- flags --------------------------------------------------------------------------------------------------------- */
 
 static int unknown_flag(const char *word, size_t len, struct om_error *e) {
         static const char *const others[] = { "--config", "--check", "--help", "--version", "--print-conf", "--print-man" };
@@ -230,7 +230,7 @@ static int read_flags(struct om_settings_more *m, struct om_error *e) {
         return 0;
 }
 
-/* -- environment ---------------------------------------------------------------------------------------------------------------- */
+/* -- environment --------------------------------------------------------------------------------------------------- */
 
 static int read_environment(struct om_settings_more *m, struct om_error *e) {
         for (char **v = m->env; v && *v; v++) {
@@ -261,7 +261,7 @@ static int read_environment(struct om_settings_more *m, struct om_error *e) {
         return 0;
 }
 
-/* -- which file, and whether we are a service -------------------------------------------------------------------------------------- */
+/* -- which file, and whether we are a service ---------------------------------------------------------------------- */
 
 static bool started_by_service_manager(const struct om_settings_more *m) {
         const char *pid = om_settings_getenv(m, "SYSTEMD_EXEC_PID");
@@ -282,7 +282,7 @@ static void choose_file(struct om_settings_more *m) {
         }
 }
 
-/* -- texts into fields ---------------------------------------------------------------------------------------------------------------- */
+/* -- texts into fields --------------------------------------------------------------------------------------------- */
 
 static int parse_octal(const struct om_option *o, const char *text, int64_t *ret, struct om_error *e) {
         size_t digits = strspn(text, "01234567");
@@ -338,7 +338,7 @@ static int parse_values(struct om_settings *s, struct om_error *e) {
         return 0;
 }
 
-/* -- all of it ------------------------------------------------------------------------------------------------------------------------ */
+/* -- all of it ----------------------------------------------------------------------------------------------------- */
 
 static struct om_settings *new_settings(int argc, char **argv, char **env) {
         struct om_settings *s = calloc(1, sizeof *s);
@@ -426,7 +426,7 @@ const char *om_settings_source(const struct om_settings *s, const char *name) {
 const char *om_settings_file(const struct om_settings *s) { return om_more(s)->file; }
 bool om_settings_service(const struct om_settings *s) { return om_more(s)->service; }
 
-/* -- reload --------------------------------------------------------------------------------------------------------------------------- */
+/* -- reload -------------------------------------------------------------------------------------------------------- */
 
 static bool same_text(const char *a, const char *b) { return a == b || (a && b && strcmp(a, b) == 0); }
 

@@ -69,7 +69,7 @@ bool om_settings_service(const struct om_settings *s);
 /* What the log should say of the settings, line by line: *at is NULL at first; NULL is the end. */
 const char *om_settings_next_note(const struct om_settings *s, const char *at);
 
-/* -- as text (settings_print.c, settings_help.c) ------------------------------------------------------------------------------------ */
+/* -- as text (settings_print.c, settings_help.c) ------------------------------------------------------------------- */
 void om_settings_print_check(const struct om_settings *s, FILE *out); /* what is in force and where it comes from; secrets as *** */
 void om_settings_print_conf(FILE *out);                               /* conf/omnidaemond.conf */
 void om_settings_print_help(FILE *out, unsigned width);

@@ -17,7 +17,7 @@
 
 #include "settings_table.h"
 
-/* -- shared by bus and storage ------------------------------------------------------------------------------------------------- */
+/* -- shared by bus and storage ------------------------------------------------------------------------------------- */
 
 static const char *text_of(struct om_settings_more *m, enum om_setting_id id) {
         m->values[id].used = m->values[id].text;
@@ -116,7 +116,7 @@ static void put_parameter(struct om_buf *b, const char *name, const char *value)
         put_encoded(b, value);
 }
 
-/* -- the bus ---------------------------------------------------------------------------------------------------------------------- */
+/* -- the bus ------------------------------------------------------------------------------------------------------- */
 
 enum bus { BUS_LOCAL, BUS_REDIS, BUS_KAFKA, BUS_RABBITMQ, BUS_NATS };
 static const struct word {
@@ -188,7 +188,7 @@ static int make_bus(struct om_settings_more *m, struct om_error *e) {
         return r < 0 ? r : keep_made(m, OM_SET_EVENT_BUS_URL, OM_SET_EVENT_BUS_TYPE, url, e);
 }
 
-/* -- the storage -------------------------------------------------------------------------------------------------------------------- */
+/* -- the storage --------------------------------------------------------------------------------------------------- */
 
 static void put_s3(struct om_settings_more *m, const char *bucket, struct om_buf *b) {
         om_buf_lit(b, "s3://");
@@ -267,7 +267,7 @@ static int make_storage(struct om_settings_more *m, struct om_error *e) {
         return r;
 }
 
-/* -- defaults that depend on where we run ------------------------------------------------------------------------------------------- */
+/* -- defaults that depend on where we run -------------------------------------------------------------------------- */
 
 /* The first of a list with colons, as systemd gives folders. */
 static const char *first_folder(struct om_settings_more *m, const char *variable) {

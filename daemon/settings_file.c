@@ -65,7 +65,7 @@ int om_settings_slurp(const char *path, struct om_buf *out, struct om_error *e) 
         return r;
 }
 
-/* -- one line ------------------------------------------------------------------------------------------------------------------ */
+/* -- one line ------------------------------------------------------------------------------------------------------ */
 
 static bool blank(char c) { return c == ' ' || c == '\t' || c == '\r'; }
 
@@ -137,7 +137,7 @@ static const char *read_quoted(struct reader *in, struct om_buf *value) {
         return NULL;
 }
 
-/* -- the file -------------------------------------------------------------------------------------------------------------------- */
+/* -- the file ------------------------------------------------------------------------------------------------------ */
 
 static int keep_line(struct reader *in, const char *name, const char *value, unsigned line, struct om_error *e) {
         struct om_settings_more *m = in->m;

@@ -96,8 +96,7 @@ void om_settings_print_help(FILE *out, unsigned width) {
         om_buf_deinit(&doc);
 }
 
-/* -- the man page
- * -------------------------------------------------------------------------------------------------------------------------- */
+/* -- the man page -------------------------------------------------------------------------------------------------- */
 
 /* Text for man(7): a hyphen that is one, no line that begins with a dot. */
 static void put_roff(FILE *out, const char *text) {

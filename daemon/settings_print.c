@@ -13,7 +13,7 @@
 #include "settings_print.h"
 #include "settings_table.h"
 
-/* -- numbers in words ------------------------------------------------------------------------------------------------------------ */
+/* -- numbers in words ---------------------------------------------------------------------------------------------- */
 
 const char *om_settings_number(const struct om_setting *row, int64_t value, char out[32]) {
         static const struct {
@@ -168,8 +168,7 @@ void om_settings_print_conf(FILE *out) {
         om_buf_deinit(&range);
 }
 
-/* -- the URLs ---------------------------------------------------------------------------------------------------------------------------
- */
+/* -- the URLs ------------------------------------------------------------------------------------------------------ */
 
 /* Reads the URL's parameters by the backend's table, into memory that is thrown away. */
 static int check_parameters(const struct om_option *options, struct om_url *url, struct om_error *e) {

@@ -92,7 +92,7 @@ struct om_foreign_name {
 };
 extern const struct om_foreign_name om_foreign_names[];
 
-/* -- what was read ------------------------------------------------------------------------------------------------------- */
+/* -- what was read ------------------------------------------------------------------------------------------------- */
 
 enum om_level_of_setting { OM_FROM_NOWHERE, OM_FROM_DEFAULT, OM_FROM_FILE, OM_FROM_ENVIRONMENT, OM_FROM_FLAG };
 

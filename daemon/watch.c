@@ -135,7 +135,7 @@ void om_watch_session_closed(struct om_watch *w, struct om_session *s) {
                 w->mask |= one->mask;
 }
 
-/* -- events ------------------------------------------------------------------------------------------------------------------ */
+/* -- events -------------------------------------------------------------------------------------------------------- */
 
 /* The members that every event has. */
 static size_t begin(struct om_buf *b, const struct watcher *one, const char *event) {

@@ -125,7 +125,7 @@ void om_buf_i64(struct om_buf *b, int64_t value) {
         om_buf_u64(b, value < 0 ? -(uint64_t) value : (uint64_t) value);
 }
 
-/* -- the arena -------------------------------------------------------------------------------------------------------- */
+/* -- the arena ----------------------------------------------------------------------------------------------------- */
 
 struct om_arena_chunk {
         struct om_arena_chunk *next; /* older */

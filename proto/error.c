@@ -16,6 +16,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#undef om_error_set /* error.h's, for the analyzer */
+#undef om_error_set_code
+#undef om_error_set_errno
+
 static const struct {
         const char *name;
         int error;
@@ -183,7 +187,7 @@ enum om_kind om_kind_of_errno(int error) {
         return OM_INTERNAL;
 }
 
-/* -- the nearest name ----------------------------------------------------------------------------------------------- */
+/* -- the nearest name ---------------------------------------------------------------------------------------------- */
 
 enum { NEAREST_MAX = 64 }; /* bytes of a word worth comparing; nobody mistypes longer names of ours */
 

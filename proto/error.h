@@ -57,6 +57,13 @@ int om_error_set_code(struct om_error *e, int code, enum om_kind kind, const cha
 /* Fills `e` from an errno (positive or negative) as "FORMAT: strerror". The kind is om_kind_of_errno()'s. Returns -errno. */
 int om_error_set_errno(struct om_error *e, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+#ifdef __clang_analyzer__
+/* What the analyzer cannot see: these return a negative number, whatever they are given. */
+#define om_error_set(...) (om_error_set(__VA_ARGS__), -1)
+#define om_error_set_code(...) (om_error_set_code(__VA_ARGS__), -1)
+#define om_error_set_errno(...) (om_error_set_errno(__VA_ARGS__), -1)
+#endif
+
 /* Puts "prefix: " before the message, for a caller that knows where it happened. `e` may be NULL. */
 void om_error_prefix(struct om_error *e, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

@@ -36,7 +36,7 @@ static int fail(struct om_json *j, const char *p, const char *why) {
         return -EINVAL;
 }
 
-/* -- scalars, checked -------------------------------------------------------------------------------------------------- */
+/* -- scalars, checked ---------------------------------------------------------------------------------------------- */
 
 /* Four hexadecimal digits as a number, or -1. */
 static int hex4(const char *p, const char *end) {
@@ -200,7 +200,7 @@ static const char *check_scalar(struct om_json *j, const char *p, struct om_json
         }
 }
 
-/* -- arrays and objects, checked --------------------------------------------------------------------------------------- */
+/* -- arrays and objects, checked ----------------------------------------------------------------------------------- */
 
 /* `p` is where a key must stand; returns where its value must. */
 static const char *check_key(struct om_json *j, const char *p, struct om_json_value *key) {
@@ -288,7 +288,7 @@ static const char *check_container(struct om_json *j, const char *p) {
         return p;
 }
 
-/* -- text that was checked before ---------------------------------------------------------------------------------------- */
+/* -- text that was checked before ---------------------------------------------------------------------------------- */
 
 /* `p` is after the opening quote. */
 static const char *skip_string(struct om_json *j, const char *p, bool *ret_escaped) {
@@ -381,7 +381,7 @@ static const char *skip_scalar(struct om_json *j, const char *p, struct om_json_
         return check_scalar(j, p, v);
 }
 
-/* -- the interface --------------------------------------------------------------------------------------------------------- */
+/* -- the interface ------------------------------------------------------------------------------------------------- */
 
 static void init(struct om_json *j, struct om_span text, unsigned max_depth, bool valid) {
         const char *p = text.p ? text.p : "";

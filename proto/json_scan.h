@@ -71,7 +71,7 @@ int om_json_check(struct om_span text, unsigned max_depth, struct om_error *e);
 /* Fills `e` from a fault: "what (where): <fault> at byte N". `what` names the text, for instance "params". Returns -EINVAL. */
 int om_json_fault(const struct om_json *j, const char *what, struct om_error *e);
 
-/* -- strings ------------------------------------------------------------------------------------------------------ */
+/* -- strings ------------------------------------------------------------------------------------------------------- */
 /* The characters between the quotes. With !escaped they are the string; with escaped they are not yet decoded. */
 static inline struct om_span om_json_inner(struct om_json_value v) { return (struct om_span){ v.text.p + 1, v.text.len - 2 }; }
 /* Decodes a string's escapes into `out` (at least v.text.len bytes); returns the length. May hold zero bytes. */
@@ -80,13 +80,13 @@ size_t om_json_decode(struct om_json_value v, char *out);
 struct om_span om_json_string(struct om_json_value v, struct om_arena *arena);
 bool om_json_string_is(struct om_json_value v, const char *text);
 
-/* -- numbers ------------------------------------------------------------------------------------------------------ */
+/* -- numbers ------------------------------------------------------------------------------------------------------- */
 /* An integer written without fraction or exponent and within range; -EINVAL, -ERANGE. */
 int om_json_int64(struct om_json_value v, int64_t *ret);
 /* The nearest double; -ERANGE where it would be infinite. Locale-independent. */
 int om_json_double(struct om_json_value v, double *ret);
 
-/* -- objects by name ---------------------------------------------------------------------------------------------- */
+/* -- objects by name ----------------------------------------------------------------------------------------------- */
 /* A member that the caller expects. `value.type` is 0 where the object had none (or had null and types lacks OM_JSON_NULL). */
 struct om_json_member {
         const char *name;

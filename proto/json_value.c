@@ -15,7 +15,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* -- strings ------------------------------------------------------------------------------------------------------------ */
+/* -- strings ------------------------------------------------------------------------------------------------------- */
 
 static unsigned hex4(const char *p) {
         unsigned value = 0;
@@ -128,7 +128,7 @@ bool om_json_string_is(struct om_json_value v, const char *text) {
         return left == 0;
 }
 
-/* -- numbers ------------------------------------------------------------------------------------------------------------ */
+/* -- numbers ------------------------------------------------------------------------------------------------------- */
 
 int om_json_int64(struct om_json_value v, int64_t *ret) {
         if (v.type != OM_JSON_NUMBER) /* an absent member has no text at all */
@@ -248,7 +248,7 @@ int om_json_double(struct om_json_value v, double *ret) {
         return 0;
 }
 
-/* -- objects by name ---------------------------------------------------------------------------------------------------- */
+/* -- objects by name ----------------------------------------------------------------------------------------------- */
 
 enum { SHOWN_MAX = 60 }; /* bytes of a foreign name that a message shows */
 

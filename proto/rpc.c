@@ -144,7 +144,7 @@ static int parse(struct om_span body, unsigned max_depth, struct om_rpc *ret, st
 int om_rpc_parse(struct om_span body, struct om_rpc *ret, struct om_error *e) { return parse(body, OM_DEPTH_MAX, ret, e); }
 int om_rpc_parse_sent(struct om_span body, struct om_rpc *ret, struct om_error *e) { return parse(body, OM_DEPTH_SENT_MAX, ret, e); }
 
-/* -- the error of a reply --------------------------------------------------------------------------------------------------- */
+/* -- the error of a reply ------------------------------------------------------------------------------------------ */
 
 /* The kind of an error without a `data.kind` that we know: a newer daemon's, or another program's. */
 static enum om_kind kind_of_code(int64_t code) {
@@ -203,7 +203,7 @@ int om_rpc_parse_error(struct om_span error, struct om_error *ret) {
         return r;
 }
 
-/* -- writing ---------------------------------------------------------------------------------------------------------------- */
+/* -- writing ------------------------------------------------------------------------------------------------------- */
 
 size_t om_rpc_begin_request(struct om_buf *b, uint64_t id, const char *method) {
         size_t mark = om_frame_begin(b);

@@ -196,7 +196,7 @@ void om_task_deinit(struct om_task *t) {
         memset(t, 0, sizeof *t);
 }
 
-/* -- the record ------------------------------------------------------------------------------------------------------------ */
+/* -- the record ---------------------------------------------------------------------------------------------------- */
 
 /* `label` is the comma, the name and the colon. */
 static void put_text(struct om_buf *b, struct om_span label, struct om_span value) {

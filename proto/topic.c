@@ -46,7 +46,7 @@ int om_topic_check(struct om_span topic, const char *what, struct om_error *e) {
         return 0;
 }
 
-/* -- patterns -------------------------------------------------------------------------------------------------------------- */
+/* -- patterns ------------------------------------------------------------------------------------------------------ */
 
 /* Words between dots, one after the other. `p` is NULL after the last; "" is one empty word. */
 struct words {

@@ -30,7 +30,7 @@
 enum { DEPTH = 200 }; /* a record nested to the wire's limit, what stands around it, and what people write by hand */
 #define WRAPPED "omnidaemon:value"
 
-/* -- reading --------------------------------------------------------------------------------------------------------------- */
+/* -- reading ------------------------------------------------------------------------------------------------------- */
 
 struct reading {
         struct om_file_table *t;
@@ -120,12 +120,11 @@ static int read_record(struct reading *r, struct om_json *j, struct om_span key,
 
 static int read_earlier(struct reading *r, struct om_json_value v, struct om_span key) {
         struct om_json j;
-        int more;
         if (v.type != OM_JSON_ARRAY)
                 return fault_at(r, v.text.p, "not an array");
         om_json_init_valid(&j, v.text);
         om_json_enter_array(&j);
-        while ((more = om_json_next_element(&j)) > 0) {
+        while (om_json_next_element(&j) > 0) {
                 int x = read_record(r, &j, key, false);
                 if (x < 0)
                         return x;
@@ -278,7 +277,7 @@ int om_file_base_read(struct om_file_table *t, struct om_span text, unsigned slo
         return x;
 }
 
-/* -- writing --------------------------------------------------------------------------------------------------------------- */
+/* -- writing ------------------------------------------------------------------------------------------------------- */
 
 int om_file_writer_flush(struct om_file_table *t, struct om_file_writer *w, struct om_error *e) {
         char path[PATH_MAX];

@@ -33,7 +33,7 @@ static int sync_always(int fd, const char *path, struct om_error *e) {
 
 static unsigned other_journal(const struct om_file_table *t) { return 5 - t->journal; }
 
-/* -- the pass ---------------------------------------------------------------------------------------------------------------- */
+/* -- the pass ------------------------------------------------------------------------------------------------------ */
 
 static int rotate(struct om_file_table *t, struct om_error *e) {
         char path[PATH_MAX], old[PATH_MAX];
@@ -97,7 +97,7 @@ static int slice(struct om_file_table *t, uint64_t budget, struct om_error *e) {
         return r < 0 ? r : !entry;
 }
 
-/* -- the end of it ----------------------------------------------------------------------------------------------------------- */
+/* -- the end of it ------------------------------------------------------------------------------------------------- */
 
 static int keep_in_journal(struct om_file_table *t, struct om_file_entry *entry, struct om_error *e) {
         struct om_store_entry copy = { .key = om_file_key(entry),
@@ -221,7 +221,7 @@ static int give_up(struct om_file_table *t, int r) {
         return r;
 }
 
-/* -- when -------------------------------------------------------------------------------------------------------------------- */
+/* -- when ---------------------------------------------------------------------------------------------------------- */
 
 static void sweep(struct om_file_table *t) {
         int64_t now = om_now_ms(), latest = 0;

@@ -10,7 +10,7 @@
 
 #include "index.h"
 
-/* -- labels ------------------------------------------------------------------------------------------------------------ */
+/* -- labels -------------------------------------------------------------------------------------------------------- */
 
 static struct om_file_label *label_get(struct om_file_index *x, const struct om_store_entry *meta) {
         const struct om_span parts[3] = { meta->name, meta->topic, meta->status };
@@ -69,7 +69,7 @@ struct om_span om_file_key(const struct om_file_entry *e) {
         return (struct om_span){ (const char *) &e->newer[e->height], e->key_len };
 }
 
-/* -- by key -------------------------------------------------------------------------------------------------------------- */
+/* -- by key -------------------------------------------------------------------------------------------------------- */
 
 static uint64_t mix(uint64_t h, struct om_span s) { /* FNV-1a */
         for (size_t i = 0; i < s.len; i++)
@@ -138,7 +138,7 @@ struct om_file_entry *om_file_index_newest(const struct om_file_index *x, struct
         return newest;
 }
 
-/* -- in order ------------------------------------------------------------------------------------------------------------ */
+/* -- in order ------------------------------------------------------------------------------------------------------ */
 
 /* For each level the newest entry before (time, sequence); NULL: the beginning. */
 static void predecessors(const struct om_file_index *x, int64_t time_ms, uint64_t sequence, struct om_file_entry *ret[OM_FILE_LEVELS]) {
@@ -206,7 +206,7 @@ bool om_file_index_taken(const struct om_file_index *x, int64_t saved_ms, uint64
         return e && e != except && e->sequence == sequence && om_file_time(x, e) == time_ms;
 }
 
-/* -- changing ------------------------------------------------------------------------------------------------------------ */
+/* -- changing ------------------------------------------------------------------------------------------------------ */
 
 /* What an entry takes in a file beside its key and value: names of members, times, quotes. */
 enum { AROUND = 160 };

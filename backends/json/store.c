@@ -33,7 +33,7 @@ static const struct om_option options[] = {
         { NULL },
 };
 
-/* -- jobs -------------------------------------------------------------------------------------------------------------------- */
+/* -- jobs ---------------------------------------------------------------------------------------------------------- */
 
 static void job_free(struct om_file_job *job) {
         if (!job)
@@ -111,7 +111,7 @@ void om_file_state_changed(struct om_store *s, enum om_store_state state, const 
         s->events->state(s->core, state, error);
 }
 
-/* -- operations -------------------------------------------------------------------------------------------------------------- */
+/* -- operations ---------------------------------------------------------------------------------------------------- */
 
 static int store_put(struct om_store *s, struct om_store_put *op, struct om_error *e) {
         struct om_file_job *job;
@@ -209,7 +209,7 @@ static int store_health(struct om_store *s, struct om_store_health *op, struct o
         return submit(job, false, e);
 }
 
-/* -- opening and closing ----------------------------------------------------------------------------------------------------- */
+/* -- opening and closing ------------------------------------------------------------------------------------------- */
 
 static int take_lock(struct om_store *s, struct om_error *e) {
         char pid[32] = "";

@@ -45,7 +45,7 @@ int om_file_sync_fd(const struct om_file_table *t, int fd, const char *path, str
         return om_file_error(e, errno, "sync", path);
 }
 
-/* -- opening ----------------------------------------------------------------------------------------------------------------- */
+/* -- opening ------------------------------------------------------------------------------------------------------- */
 
 void om_file_table_init(struct om_file_table *t) {
         for (int i = 0; i < 4; i++)
@@ -124,15 +124,13 @@ static uint64_t forget(struct om_file_table *t, struct om_span key, struct om_sp
         return n;
 }
 
-/* The record that ends an old journal: the file with this number and size holds all that stands before. */
-static bool is_held(const struct om_file_table *t, struct om_span json) {
+/* The record that ends an old journal: "the file with this number and size holds all that stands before". A death before that file was in
+ * place leaves it with a file that is another: then it says nothing. */
+static bool is_held(struct om_span json, int64_t *ret_inode, int64_t *ret_size) {
         struct om_json_member m[] = { { "op", OM_JSON_STRING, true }, { "inode", OM_JSON_NUMBER, true }, { "size", OM_JSON_NUMBER, true },
                 { NULL } };
-        int64_t inode, size;
-        struct stat st;
-        return om_json_members(json, "", m, NULL) == 0 && om_json_string_is(m[0].value, "held") && om_json_int64(m[1].value, &inode) == 0 &&
-                om_json_int64(m[2].value, &size) == 0 && t->fds[t->base] >= 0 && fstat(t->fds[t->base], &st) == 0 &&
-                (int64_t) st.st_ino == inode && (int64_t) st.st_size == size;
+        return om_json_members(json, "", m, NULL) == 0 && om_json_string_is(m[0].value, "held") &&
+                om_json_int64(m[1].value, ret_inode) == 0 && om_json_int64(m[2].value, ret_size) == 0;
 }
 
 static int bad_record(const char *path, struct om_span json, struct om_span journal, struct om_error *e) {
@@ -150,7 +148,7 @@ static int replay_record(
         struct om_span *fields[4], value;
         struct om_store_entry entry = { .saved_ms = 0 };
         struct om_arena arena = { 0 };
-        int64_t sequence = 0;
+        int64_t sequence = 0, inode, size;
         int r = 0;
         fields[0] = &entry.key;
         fields[1] = &entry.name;
@@ -159,7 +157,7 @@ static int replay_record(
         if (om_json_check(json, 256, NULL) < 0)
                 return bad_record(path, json, journal, e);
         if (om_json_members(json, "", m, NULL) < 0)
-                return is_held(t, json) ? 0 : bad_record(path, json, journal, e);
+                return is_held(json, &inode, &size) ? 0 : bad_record(path, json, journal, e);
         for (int i = 0; i < 4; i++)
                 if (m[KEY + i].value.type)
                         *fields[i] = om_json_string(m[KEY + i].value, &arena);
@@ -188,9 +186,12 @@ static int replay_record(
 /* Whether the last record says that all of the journal is in NAME.json already. */
 static bool held_already(const struct om_file_table *t, struct om_span journal) {
         struct om_span last = OM_SPAN_NONE;
+        int64_t inode, size;
+        struct stat st;
         for (size_t pos = 0; pos < journal.len;)
                 last = om_journal_next(journal, &pos);
-        return last.p && om_json_check(last, 8, NULL) == 0 && is_held(t, last);
+        return last.p && om_json_check(last, 8, NULL) == 0 && is_held(last, &inode, &size) && t->fds[t->base] >= 0 &&
+                fstat(t->fds[t->base], &st) == 0 && (int64_t) st.st_ino == inode && (int64_t) st.st_size == size;
 }
 
 static int replay(struct om_file_table *t, enum om_file_part part, unsigned slot, uint64_t *ret_bytes, struct om_error *e) {
@@ -260,7 +261,7 @@ int om_file_table_recover(struct om_file_table *t, struct om_error *e) {
         return om_file_table_open(t, e);
 }
 
-/* -- the journal ------------------------------------------------------------------------------------------------------------- */
+/* -- the journal --------------------------------------------------------------------------------------------------- */
 
 static int open_journal(struct om_file_table *t, struct om_error *e) {
         char path[PATH_MAX];
@@ -339,7 +340,7 @@ void om_file_record_put(struct om_buf *b, const struct om_store_entry *entry, ui
         om_journal_end(b, mark, synced);
 }
 
-/* -- writing ----------------------------------------------------------------------------------------------------------------- */
+/* -- writing ------------------------------------------------------------------------------------------------------- */
 
 /* Text that would not come back from a file as it is: JSON strings are Unicode. */
 static bool is_text(struct om_span s) {

@@ -89,7 +89,7 @@ int om_file_table_maintain(struct om_file_table *t, int *ret_wait_ms, struct om_
 /* Writes everything into NAME.json and removes the journals, if there are any. */
 int om_file_table_settle(struct om_file_table *t, struct om_error *e);
 
-/* -- shared by table.c, compact.c and base.c ---------------------------------------------------------------------------- */
+/* -- shared by table.c, compact.c and base.c ----------------------------------------------------------------------- */
 
 /* FOLDER/NAME.json and its like, in a buffer of PATH_MAX. */
 enum om_file_part { OM_FILE_BASE, OM_FILE_BASE_NEW, OM_FILE_JOURNAL, OM_FILE_JOURNAL_OLD };

@@ -15,7 +15,7 @@
 
 enum { PAGE = 100, PAGE_MAX = 10000, PAGE_BYTES = 16 << 20 };
 
-/* -- reading ----------------------------------------------------------------------------------------------------------------- */
+/* -- reading ------------------------------------------------------------------------------------------------------- */
 
 /* Copies an entry into `a`, its value read. */
 static int show(
@@ -131,7 +131,7 @@ static int run_health(struct om_store *s, struct om_file_job *job) {
         return op->info.p ? 0 : om_error_set_errno(&job->error, ENOMEM, "cannot tell the storage's health");
 }
 
-/* -- writing ----------------------------------------------------------------------------------------------------------------- */
+/* -- writing ------------------------------------------------------------------------------------------------------- */
 
 static int run_put_if_absent(struct om_file_table *t, struct om_file_job *job) {
         struct om_store_put_if_absent *op = (struct om_store_put_if_absent *) job->op;
@@ -196,7 +196,7 @@ static int run(struct om_store *s, struct om_file_job *job) {
         }
 }
 
-/* -- states ------------------------------------------------------------------------------------------------------------------ */
+/* -- states -------------------------------------------------------------------------------------------------------- */
 
 struct state_post {
         struct om_post post;
@@ -244,7 +244,7 @@ static void try_open(struct om_store *s) {
         tell_state(s, OM_STORE_READY, &e);
 }
 
-/* -- the turn ---------------------------------------------------------------------------------------------------------------- */
+/* -- the turn ------------------------------------------------------------------------------------------------------ */
 
 static int sync_all(struct om_store *s, struct om_error *e) {
         bool dirty = false;

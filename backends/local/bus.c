@@ -24,7 +24,7 @@ enum { OPS_MAX = 8192 };
 #define BYTES_MAX ((size_t) 64 << 20)
 #define WANT_UNDER_WAY ((uint64_t) 1 << 63)
 
-/* -- messages ---------------------------------------------------------------------------------------------------------------- */
+/* -- messages ------------------------------------------------------------------------------------------------------ */
 
 static int admit(struct om_bus *b, size_t bytes, struct om_error *e) {
         if (b->in_flight >= OPS_MAX || (b->in_flight && b->in_flight_bytes + bytes > BYTES_MAX))
@@ -89,7 +89,7 @@ static void task_copy(struct publish_item *to, const struct publish_item *before
         to->lane = (uint8_t) (OM_PRIORITY_MAX - task->priority);
 }
 
-/* -- opening and closing -------------------------------------------------------------------------------------------------------- */
+/* -- opening and closing ------------------------------------------------------------------------------------------- */
 
 static const char *const durabilities[] = { "always", "interval", "memory", NULL };
 static const struct om_option options[] = {
@@ -200,7 +200,7 @@ static int local_close(struct om_bus *b, struct om_op *op, struct om_error *e) {
         return 0;
 }
 
-/* -- operations ------------------------------------------------------------------------------------------------------------------ */
+/* -- operations ---------------------------------------------------------------------------------------------------- */
 
 static int local_publish(struct om_bus *b, struct om_bus_publish *op, struct om_error *e) {
         size_t bytes = sizeof(struct msg_publish) + op->n * sizeof(struct publish_item);
@@ -401,7 +401,7 @@ static int local_change(struct om_bus *b, struct om_bus_change *op, struct om_er
         return 0;
 }
 
-/* -- what comes back --------------------------------------------------------------------------------------------------------------- */
+/* -- what comes back ----------------------------------------------------------------------------------------------- */
 
 void slab_unref(struct slab *s) {
         if (--s->refs == 0)

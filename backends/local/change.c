@@ -107,7 +107,7 @@ static int seek(struct om_bus *b, struct msg_change *m) {
         return 0;
 }
 
-/* -- dead letters -------------------------------------------------------------------------------------------------------------- */
+/* -- dead letters -------------------------------------------------------------------------------------------------- */
 
 static bool letter_number(struct om_span id, uint64_t *ret) {
         *ret = 0;

@@ -48,7 +48,7 @@ void log_wake(struct om_bus *b, struct log *l) {
         }
 }
 
-/* -- deliveries ------------------------------------------------------------------------------------------------------------- */
+/* -- deliveries ---------------------------------------------------------------------------------------------------- */
 
 static struct local_delivery *delivery_new(struct om_bus *b, struct om_span record, unsigned more) {
         size_t size = (sizeof(struct local_delivery) + record.len + 15) & ~(size_t) 15;
@@ -157,7 +157,7 @@ static int hand_out(struct om_bus *b, struct om_bus_sub *s, struct held *h, stru
         return 0;
 }
 
-/* -- filling ----------------------------------------------------------------------------------------------------------------- */
+/* -- filling ------------------------------------------------------------------------------------------------------- */
 
 static int fill_ready(struct om_bus *b, struct group *g, unsigned lane) {
         struct held *next;

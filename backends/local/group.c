@@ -18,7 +18,7 @@
 
 #include "state.h"
 
-/* -- starting ------------------------------------------------------------------------------------------------------------------ */
+/* -- starting ------------------------------------------------------------------------------------------------------ */
 
 /* The first row of a lane that was published at or after `ms`, by halving; `end` when there is none. */
 static int lane_at_time(MDB_cursor *c, struct log *l, uint8_t lane, int64_t ms, uint64_t *ret) {
@@ -135,7 +135,7 @@ int group_start(struct om_bus *b, struct group *g, enum om_start start, int64_t 
         return 0;
 }
 
-/* -- loading ------------------------------------------------------------------------------------------------------------------- */
+/* -- loading ------------------------------------------------------------------------------------------------------- */
 
 struct loading {
         struct om_bus *b;

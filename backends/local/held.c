@@ -59,7 +59,7 @@ struct held *held_new(struct om_bus *b, struct attach *at, uint8_t lane, uint64_
         return h;
 }
 
-/* -- keys ------------------------------------------------------------------------------------------------------------------ */
+/* -- keys ---------------------------------------------------------------------------------------------------------- */
 
 struct key_queue *key_get(struct group *g, uint64_t key, bool make) {
         struct key_queue *q;
@@ -135,7 +135,7 @@ void key_release(struct om_bus *b, struct group *g, uint64_t key) {
         free(q);
 }
 
-/* -- the heap of retries ----------------------------------------------------------------------------------------------------- */
+/* -- the heap of retries ------------------------------------------------------------------------------------------- */
 
 static void heap_set(struct om_bus *b, size_t i, struct held *h) {
         b->heap[i] = h;
@@ -178,7 +178,7 @@ static void heap_remove(struct om_bus *b, struct held *h) {
                 heap_down(b, i, last);
 }
 
-/* -- states -------------------------------------------------------------------------------------------------------------------- */
+/* -- states -------------------------------------------------------------------------------------------------------- */
 
 void held_unqueue(struct om_bus *b, struct held *h) {
         struct group *g = h->at->group;
@@ -269,6 +269,12 @@ void retries_due(struct om_bus *b) {
                 held_ready(b, b->heap[0]);
 }
 
+void held_not_redelivered(struct om_bus *b, struct held *h) {
+        if (h->redelivered_slot)
+                b->redelivered[h->redelivered_slot - 1] = NULL;
+        h->redelivered_slot = 0;
+}
+
 void held_free(struct om_bus *b, struct held *h) {
         struct attach *at = h->at;
         struct lane *ln = &at->lanes[h->id.lane];
@@ -284,8 +290,7 @@ void held_free(struct om_bus *b, struct held *h) {
                 h->next->prev = h->prev;
         else
                 ln->last = h->prev;
-        if (h->redelivered_slot)
-                b->redelivered[h->redelivered_slot - 1] = NULL;
+        held_not_redelivered(b, h);
         if (h->delivery)
                 h->delivery->held = NULL;
         HASH_DEL(b->helds, h);

@@ -110,7 +110,7 @@ static int delete_prefix(struct om_bus *b, enum table t, const void *prefix, siz
         return r;
 }
 
-/* -- an attachment ------------------------------------------------------------------------------------------------------------ */
+/* -- an attachment ------------------------------------------------------------------------------------------------- */
 
 /* The rows of a lane that this attachment had not finished: who needs none of them any more gives them up. 1: the lane is done. */
 static int attach_lane(struct om_bus *b, struct attach *at, uint8_t lane, unsigned *budget) {
@@ -184,7 +184,7 @@ static int job_attach(struct om_bus *b, struct job *j, unsigned *budget) {
         return r;
 }
 
-/* -- a log ----------------------------------------------------------------------------------------------------------------------- */
+/* -- a log --------------------------------------------------------------------------------------------------------- */
 
 /* Its tasks that wait for their time are all over that table: each slice looks at some of it. */
 static int log_delayed(struct om_bus *b, struct job *j, unsigned *budget) {
@@ -248,7 +248,7 @@ static int job_group(struct om_bus *b, struct job *j, unsigned *budget) {
         return r;
 }
 
-/* -- all of them ---------------------------------------------------------------------------------------------------------------- */
+/* -- all of them --------------------------------------------------------------------------------------------------- */
 
 int jobs_slice(struct om_bus *b) {
         unsigned budget = SLICE_ROWS;

@@ -16,7 +16,7 @@
 
 #include "state.h"
 
-/* -- dirty --------------------------------------------------------------------------------------------------------------- */
+/* -- dirty --------------------------------------------------------------------------------------------------------- */
 
 void log_dirty(struct om_bus *b, struct log *l) {
         if (l->dirty)
@@ -117,7 +117,7 @@ int model_flush(struct om_bus *b) {
         return r;
 }
 
-/* -- finding and making -------------------------------------------------------------------------------------------------- */
+/* -- finding and making -------------------------------------------------------------------------------------------- */
 
 struct log *log_find(struct om_bus *b, struct om_span name) {
         struct log *l;
@@ -335,7 +335,7 @@ void attach_unlink(struct om_bus *b, struct attach *at) {
         }
 }
 
-/* -- loading -------------------------------------------------------------------------------------------------------------- */
+/* -- loading ------------------------------------------------------------------------------------------------------- */
 
 static int load_table(struct om_bus *b, MDB_txn *txn, enum table t, int (*each)(struct om_bus *, MDB_val, MDB_val)) {
         MDB_cursor *c;
@@ -477,6 +477,8 @@ static void group_free_held(struct om_bus *b, struct group *g) {
 }
 
 void group_free(struct om_bus *b, struct group *g) {
+        if (g->sub)
+                g->sub->group = NULL;
         if (g->hh_name.tbl)
                 HASH_DELETE(hh_name, b->group_names, g);
         HASH_DELETE(hh_id, b->groups, g);

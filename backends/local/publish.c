@@ -122,7 +122,7 @@ int row_delete(struct om_bus *b, struct log *l, uint8_t lane, uint64_t seq, size
         return t_del(b, T_TTL, ttl, sizeof ttl);
 }
 
-/* -- idempotency keys ------------------------------------------------------------------------------------------------------ */
+/* -- idempotency keys ---------------------------------------------------------------------------------------------- */
 
 enum { DEDUPE_KEY = 16 };
 
@@ -205,7 +205,7 @@ int dedupe_sweep(struct om_bus *b, bool *ret_more) {
         return r == MDB_NOTFOUND ? 0 : r;
 }
 
-/* -- delays ------------------------------------------------------------------------------------------------------------------ */
+/* -- delays -------------------------------------------------------------------------------------------------------- */
 
 enum { DELAYED_HEAD = 4 + 1 + 8 + 8 + 8 };
 
@@ -285,7 +285,7 @@ int delayed_move(struct om_bus *b, bool *ret_more) {
         return r == MDB_NOTFOUND ? 0 : r;
 }
 
-/* -- publishing ------------------------------------------------------------------------------------------------------------ */
+/* -- publishing ---------------------------------------------------------------------------------------------------- */
 
 int publish_allowed(struct om_bus *b, const struct publish_item *items, size_t n, const char **ret_why) {
         uint64_t all = 0;

@@ -14,6 +14,7 @@
 
 #include "state.h"
 
+/* An answer is made in memory whole: what asks for more gets a cursor. */
 enum { PAGE_MAX = 100000 };
 
 static struct om_span number(struct om_arena *a, uint64_t n) {
@@ -40,7 +41,7 @@ static int compare_spans(struct om_span a, struct om_span b) {
         return r ? r : a.len < b.len ? -1 : a.len > b.len;
 }
 
-/* -- topics -------------------------------------------------------------------------------------------------------------------- */
+/* -- topics -------------------------------------------------------------------------------------------------------- */
 
 static int compare_logs(const void *a, const void *b) {
         const struct log *l = *(const struct log *const *) a, *m = *(const struct log *const *) b;
@@ -80,7 +81,7 @@ static int query_topics(struct om_bus *b, struct msg_query *m, struct om_bus_que
         return q->topics ? 0 : ENOMEM;
 }
 
-/* -- groups -------------------------------------------------------------------------------------------------------------------- */
+/* -- groups -------------------------------------------------------------------------------------------------------- */
 
 static int compare_groups(const void *a, const void *b) {
         const struct group *g = *(const struct group *const *) a, *h = *(const struct group *const *) b;
@@ -136,15 +137,67 @@ static int query_groups(struct om_bus *b, struct msg_query *m, struct om_bus_que
         return r;
 }
 
-/* -- what a topic holds ---------------------------------------------------------------------------------------------------------- */
+/* -- what a topic holds -------------------------------------------------------------------------------------------- */
 
-/* Oldest first through all lanes: each lane's cursor is at its next row, and the lowest number goes. */
-static int query_held(struct om_bus *b, struct msg_query *m, struct om_bus_query *q) {
-        MDB_cursor *cursors[LANES] = { NULL };
-        struct log *l = log_find(b, m->topic);
-        uint64_t from, at[LANES];
-        size_t cap;
+/* All lanes of a log at once: each has a cursor at its next row, and the lowest number is the oldest. */
+struct lanes {
+        MDB_cursor *cursors[LANES];
+        uint64_t at[LANES]; /* UINT64_MAX: the lane is over */
+        uint8_t prefix[LANES][5];
+};
+
+/* 0 with at[i] set, from what the cursor's last move came to. */
+static int lane_at(struct lanes *s, unsigned i, int r, const MDB_val *k) {
+        s->at[i] = UINT64_MAX;
+        if (!r && k->mv_size == ROW_KEY && memcmp(k->mv_data, s->prefix[i], 5) == 0)
+                s->at[i] = rd64((uint8_t *) k->mv_data + 5);
+        return r == MDB_NOTFOUND ? 0 : r;
+}
+
+static int lanes_open(struct om_bus *b, struct lanes *s, const struct log *l, uint64_t from) {
         int r = 0;
+
+        for (uint8_t i = 0; i < LANES && !r; i++) {
+                uint8_t key[ROW_KEY];
+                MDB_val k = val(key, sizeof key), v;
+
+                s->at[i] = UINT64_MAX;
+                if (!(l->lanes & 1u << i))
+                        continue;
+                row_key(key, l->id, i, from);
+                memcpy(s->prefix[i], key, 5);
+                r = mdb_cursor_open(b->reader, b->t[T_ROWS], &s->cursors[i]);
+                if (!r)
+                        r = lane_at(s, i, mdb_cursor_get(s->cursors[i], &k, &v, MDB_SET_RANGE), &k);
+        }
+        return r;
+}
+
+/* Copies the oldest row into the answer and steps over it. */
+static int lanes_take(struct lanes *s, unsigned i, struct om_bus_query *q) {
+        struct om_bus_held_row *to = &q->held[q->n];
+        MDB_val k, v;
+        struct row row;
+        int r = mdb_cursor_get(s->cursors[i], &k, &v, MDB_GET_CURRENT);
+
+        if (!r)
+                r = row_read(&v, &row);
+        if (r)
+                return r;
+        to->id = number(&q->arena, s->at[i]);
+        to->record = om_arena_copy(&q->arena, row.record);
+        if (!to->id.p || !to->record.p)
+                return ENOMEM;
+        q->n++;
+        return lane_at(s, i, mdb_cursor_get(s->cursors[i], &k, &v, MDB_NEXT), &k);
+}
+
+static int query_held(struct om_bus *b, struct msg_query *m, struct om_bus_query *q) {
+        struct log *l = log_find(b, m->topic);
+        struct lanes lanes = { 0 };
+        uint64_t from;
+        size_t cap;
+        int r;
 
         if (!l) {
                 m->m.status = om_error_set(&m->m.error, OM_NOT_FOUND, "no such topic: \"%.*s\"", OM_PRI(m->topic));
@@ -160,62 +213,27 @@ static int query_held(struct om_bus *b, struct msg_query *m, struct om_bus_query
         q->held = om_arena_alloc(&q->arena, (cap + 1) * sizeof *q->held);
         if (!q->held)
                 return ENOMEM;
-        for (uint8_t i = 0; i < LANES; i++) {
-                uint8_t key[ROW_KEY];
-                MDB_val k = val(key, sizeof key), v;
+        r = lanes_open(b, &lanes, l, from);
+        while (!r) {
+                unsigned oldest = 0;
 
-                at[i] = UINT64_MAX;
-                if (!(l->lanes & 1u << i))
-                        continue;
-                r = mdb_cursor_open(b->reader, b->t[T_ROWS], &cursors[i]);
-                if (r)
-                        goto out;
-                row_key(key, l->id, i, from);
-                r = mdb_cursor_get(cursors[i], &k, &v, MDB_SET_RANGE);
-                if (!r && k.mv_size == ROW_KEY && memcmp(k.mv_data, key, 5) == 0)
-                        at[i] = rd64((uint8_t *) k.mv_data + 5);
-                else if (r && r != MDB_NOTFOUND)
-                        goto out;
-        }
-        for (;;) {
-                uint8_t best = 0, key[5];
-                MDB_val k, v;
-                struct row row;
-
-                for (uint8_t i = 1; i < LANES; i++)
-                        best = at[i] < at[best] ? i : best;
-                r = 0;
-                if (at[best] == UINT64_MAX)
+                for (unsigned i = 1; i < LANES; i++)
+                        oldest = lanes.at[i] < lanes.at[oldest] ? i : oldest;
+                if (lanes.at[oldest] == UINT64_MAX)
                         break;
                 if (q->n == cap) {
-                        q->next_cursor = number(&q->arena, at[best]);
+                        q->next_cursor = number(&q->arena, lanes.at[oldest]);
                         break;
                 }
-                r = mdb_cursor_get(cursors[best], &k, &v, MDB_GET_CURRENT);
-                if (!r)
-                        r = row_read(&v, &row);
-                if (r)
-                        break;
-                q->held[q->n].id = number(&q->arena, at[best]);
-                q->held[q->n].record = om_arena_copy(&q->arena, row.record);
-                if (!q->held[q->n].id.p || !q->held[q->n++].record.p) {
-                        r = ENOMEM;
-                        break;
-                }
-                memcpy(key, k.mv_data, 5);
-                r = mdb_cursor_get(cursors[best], &k, &v, MDB_NEXT);
-                if (r && r != MDB_NOTFOUND)
-                        break;
-                at[best] = !r && k.mv_size == ROW_KEY && memcmp(k.mv_data, key, 5) == 0 ? rd64((uint8_t *) k.mv_data + 5) : UINT64_MAX;
+                r = lanes_take(&lanes, oldest, q);
         }
-out:
-        for (int i = 0; i < LANES; i++)
-                if (cursors[i])
-                        mdb_cursor_close(cursors[i]);
-        return r == MDB_NOTFOUND ? 0 : r;
+        for (unsigned i = 0; i < LANES; i++)
+                if (lanes.cursors[i])
+                        mdb_cursor_close(lanes.cursors[i]);
+        return r;
 }
 
-/* -- dead letters ---------------------------------------------------------------------------------------------------------------- */
+/* -- dead letters -------------------------------------------------------------------------------------------------- */
 
 static int put_letter(struct om_bus_query *q, struct om_dead_letter *to, uint64_t n, const MDB_val *v) {
         struct om_dead_letter letter;
@@ -307,7 +325,7 @@ static int query_dead(struct om_bus *b, struct msg_query *m, struct om_bus_query
         return r == MDB_NOTFOUND ? 0 : r;
 }
 
-/* -- health ------------------------------------------------------------------------------------------------------------------------ */
+/* -- health -------------------------------------------------------------------------------------------------------- */
 
 static int query_health(struct om_bus *b, struct om_bus_query *q) {
         static const char *const names[] = { "always", "interval", "memory" };
@@ -319,7 +337,7 @@ static int query_health(struct om_bus *b, struct om_bus_query *q) {
         if (b->settings.durability == DURABILITY_ALWAYS)
                 om_buf_lit(&out, ",\"durability\":\"strong\"");
         else if (b->settings.durability == DURABILITY_INTERVAL)
-                om_buf_printf(&out, ",\"durability\":\"weak\",\"why\":\"durability=interval: a power cut loses up to %" PRId64 " ms\"",
+                om_buf_printf(&out, ",\"durability\":\"weak\",\"why\":\"durability=interval: a power cut loses up to %" PRId64 " ms, and may damage the file\"",
                         b->settings.sync_interval_ms);
         else
                 om_buf_lit(&out, ",\"durability\":\"weak\",\"why\":\"durability=memory: a power cut loses everything\"");

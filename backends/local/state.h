@@ -55,7 +55,7 @@ struct local_settings {
         int64_t idempotency_window_ms;
 };
 
-/* -- keys and records -------------------------------------------------------------------------------------------------- */
+/* -- keys and records ---------------------------------------------------------------------------------------------- */
 
 static inline void be32(uint8_t *p, uint32_t v) {
         v = __builtin_bswap32(v);
@@ -93,7 +93,7 @@ struct row {
 /* -MDB_CORRUPTED for bytes that are no row. */
 int row_read(const MDB_val *v, struct row *ret);
 
-/* -- what is in memory ------------------------------------------------------------------------------------------------------ */
+/* -- what is in memory --------------------------------------------------------------------------------------------- */
 
 struct log {
         uint32_t id;
@@ -183,7 +183,7 @@ struct held {
         UT_hash_handle hh;
 };
 
-/* -- deliveries ---------------------------------------------------------------------------------------------------------- */
+/* -- deliveries ---------------------------------------------------------------------------------------------------- */
 
 /* Memory of deliveries: carved by the bus thread, given back on the loop when the last one was settled. */
 struct slab {
@@ -202,7 +202,7 @@ struct local_delivery {
         struct local_delivery *prev, *next; /* outstanding ones of the sub */
 };
 
-/* -- messages ------------------------------------------------------------------------------------------------------------ */
+/* -- messages ------------------------------------------------------------------------------------------------------ */
 
 enum msg_type { MSG_PUBLISH, MSG_SUBSCRIBE, MSG_UNSUBSCRIBE, MSG_WANT, MSG_SETTLE, MSG_QUERY, MSG_CHANGE, MSG_START, MSG_CLOSE };
 
@@ -294,7 +294,6 @@ struct om_bus_sub {
         /* bus thread */
         struct group *group;
         uint32_t group_id;
-        bool leaving;  /* its unsubscribe is in this turn: the group is free for whoever comes after it */
         uint32_t sent; /* handed over, ever (wraps) */
         unsigned want;
         struct local_delivery *out;
@@ -302,6 +301,7 @@ struct om_bus_sub {
         struct batch *batch; /* of this turn */
         uint64_t expired;    /* of this turn */
         bool expired_queued;
+        bool leaving; /* its unsubscribe() is being applied: the group may be served anew in the same turn */
         struct om_bus_sub *prev, *next, *expired_next;
 };
 
@@ -412,7 +412,7 @@ struct om_bus {
         uint64_t commits, commit_tasks, last_commit_ns;
 };
 
-/* -- env.c ------------------------------------------------------------------------------------------------------------------ */
+/* -- env.c --------------------------------------------------------------------------------------------------------- */
 /* Faults are injected here by tests: what ends a transaction, and what opens the environment. */
 extern int (*om_local_commit)(MDB_txn *txn);
 
@@ -434,7 +434,7 @@ int t_put(struct om_bus *b, enum table t, const void *key, size_t key_len, const
 int t_get(struct om_bus *b, MDB_txn *txn, enum table t, const void *key, size_t key_len, MDB_val *ret);
 int t_del(struct om_bus *b, enum table t, const void *key, size_t key_len); /* 0 also where there was none; *b's txn */
 
-/* -- records.c ---------------------------------------------------------------------------------------------------------------- */
+/* -- records.c ----------------------------------------------------------------------------------------------------- */
 int log_write(struct om_bus *b, const struct log *l);
 int log_read(struct log *l, MDB_val key, MDB_val v);
 int group_write(struct om_bus *b, const struct group *g);
@@ -444,7 +444,7 @@ static inline size_t group_name_len(const struct group *g) { return g->topic_len
 int attach_write(struct om_bus *b, const struct attach *at);
 int attach_read(struct attach *at, MDB_val key, MDB_val v, uint32_t *ret_group, uint32_t *ret_log);
 
-/* -- model.c ---------------------------------------------------------------------------------------------------------------- */
+/* -- model.c ------------------------------------------------------------------------------------------------------- */
 int model_load(struct om_bus *b);   /* from the disk; 0 or a code */
 void model_free(struct om_bus *b);  /* forgets everything but subs and their deliveries */
 int model_reload(struct om_bus *b); /* the two, and leases found again */
@@ -473,7 +473,7 @@ static inline uint64_t lane_floor(const struct lane *lane) {
 }
 static inline uint64_t attach_remaining(const struct attach *at) { return at->log->in_total - at->base - at->finished; }
 
-/* -- publish.c -------------------------------------------------------------------------------------------------------------- */
+/* -- publish.c ----------------------------------------------------------------------------------------------------- */
 int publish_apply(struct om_bus *b, struct msg_publish *m);
 /* What the limits say of these tasks together: 0 or -ENOBUFS with *ret_why. */
 int publish_allowed(struct om_bus *b, const struct publish_item *items, size_t n, const char **ret_why);
@@ -483,7 +483,7 @@ int row_delete(struct om_bus *b, struct log *l, uint8_t lane, uint64_t seq, size
 int delayed_move(struct om_bus *b, bool *ret_more);
 int dedupe_sweep(struct om_bus *b, bool *ret_more);
 
-/* -- group.c ---------------------------------------------------------------------------------------------------------------- */
+/* -- group.c ------------------------------------------------------------------------------------------------------- */
 int group_start(struct om_bus *b, struct group *g, enum om_start start, int64_t start_ms); /* attaches a new group to what is there */
 int attach_start(struct om_bus *b, struct group *g, struct log *l, enum om_start start, int64_t start_ms, struct attach **ret);
 int group_load(struct om_bus *b, MDB_txn *txn, struct group *g);
@@ -506,10 +506,11 @@ void held_unqueue(struct om_bus *b, struct held *h); /* out of where its state h
 void held_free(struct om_bus *b, struct held *h);    /* hands its key on */
 void retries_due(struct om_bus *b);
 int redelivered_flush(struct om_bus *b);
+void held_not_redelivered(struct om_bus *b, struct held *h); /* the next flush does not count what is out */
 void delivery_unlink(struct local_delivery *d);
 void group_revoke(struct om_bus *b, struct group *g, struct attach *only); /* takes back what is out, of one attachment or all */
 
-/* -- settle.c --------------------------------------------------------------------------------------------------------------- */
+/* -- settle.c ------------------------------------------------------------------------------------------------------ */
 int settle_apply(struct om_bus *b, struct msg_settle *m);
 void settle_committed(struct om_bus *b, struct msg_settle *m);
 /* The attachment has finished the row: it goes, or a mark stays. `h` is its held, or NULL when it was not met. */
@@ -521,14 +522,14 @@ int held_release(struct om_bus *b, struct held *h); /* back at once, not counted
 int held_expire(struct om_bus *b, struct held *h);
 int letter_read(const MDB_val *v, struct om_dead_letter *ret, uint64_t *ret_key, uint8_t *ret_lane);
 
-/* -- sweep.c ---------------------------------------------------------------------------------------------------------------- */
+/* -- sweep.c ------------------------------------------------------------------------------------------------------- */
 bool sweep_due(struct om_bus *b);
 void kept_later(struct om_bus *b); /* a finished row stays: somebody must look after retention_ms */
 int sweep_apply(struct om_bus *b);
 int64_t sweep_next(struct om_bus *b); /* wall clock of what comes next; INT64_MAX: nothing */
 int sweep_load(struct om_bus *b, MDB_txn *txn);
 
-/* -- jobs.c ------------------------------------------------------------------------------------------------------------------- */
+/* -- jobs.c -------------------------------------------------------------------------------------------------------- */
 int job_add(struct om_bus *b, enum job_type type, struct log *l, struct attach *at, struct group *g, struct msg_change *msg);
 int jobs_slice(struct om_bus *b);                     /* one transaction's share of the oldest jobs */
 void jobs_committed(struct om_bus *b);                /* frees what is gone, completes the changes that waited for it */
@@ -537,19 +538,19 @@ int attach_kill(struct om_bus *b, struct attach *at); /* marks it dying, with a 
 int log_kill(struct om_bus *b, struct log *l);        /* after its attachments */
 int group_kill(struct om_bus *b, struct group *g);    /* the record and the dead letters; after its attachments and logs */
 
-/* -- query.c, change.c -------------------------------------------------------------------------------------------------------- */
+/* -- query.c, change.c --------------------------------------------------------------------------------------------- */
 void query_run(struct om_bus *b, struct msg_query *m);
 int change_apply(struct om_bus *b, struct msg_change *m);
 int letters_slice(struct om_bus *b, struct job *j, unsigned *budget);
 
-/* -- turn.c ------------------------------------------------------------------------------------------------------------------ */
+/* -- turn.c -------------------------------------------------------------------------------------------------------- */
 int bus_turn(void *ctx, struct om_work *list);
 void msg_done(struct om_bus *b, struct msg *m, int status); /* goes to the loop at the end of the turn */
 struct news *bus_news(struct om_bus *b);
 void bus_state(struct om_bus *b, enum om_bus_state state, const struct om_error *error);
 struct batch *news_batch(struct om_bus *b, struct om_bus_sub *sub, bool revoked, struct batch *last);
 void sub_expired(struct om_bus *b, struct group *g, uint64_t n);
-/* -- bus.c ------------------------------------------------------------------------------------------------------------------- */
+/* -- bus.c --------------------------------------------------------------------------------------------------------- */
 void news_run(struct om_post *post);
 void slab_unref(struct slab *s);
 

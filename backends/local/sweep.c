@@ -17,7 +17,7 @@
 
 enum { LEASED_AGAIN_MS = 10000 };
 
-/* -- time to live ---------------------------------------------------------------------------------------------------------- */
+/* -- time to live -------------------------------------------------------------------------------------------------- */
 
 /* Ends the row for one attachment. *ret_stays when it cannot yet: it is with a worker. */
 static int expire_for(struct om_bus *b, struct attach *at, uint8_t lane, uint64_t seq, size_t size, int64_t expires_ms, bool *ret_stays) {
@@ -130,7 +130,7 @@ static int ttl_sweep(struct om_bus *b, bool *ret_more) {
         return r == MDB_NOTFOUND ? 0 : r;
 }
 
-/* -- retention --------------------------------------------------------------------------------------------------------------- */
+/* -- retention ----------------------------------------------------------------------------------------------------- */
 
 static int64_t kept_interval(struct om_bus *b) {
         int64_t ms = b->settings.retention_ms / 10;
@@ -194,7 +194,7 @@ static int kept_sweep(struct om_bus *b, bool *ret_more) {
         return 0;
 }
 
-/* -- all of them ------------------------------------------------------------------------------------------------------------- */
+/* -- all of them --------------------------------------------------------------------------------------------------- */
 
 static int first_time(struct om_bus *b, MDB_txn *txn, enum table t, int64_t *ret) {
         MDB_cursor *c;

@@ -21,7 +21,7 @@
 enum { GROWTHS_MAX = 48, REOPEN_MIN_MS = 100, REOPEN_MAX_MS = 10000 };
 #define MAP_SPARE ((size_t) 16 << 20)
 
-/* -- what goes to the loop -------------------------------------------------------------------------------------------------- */
+/* -- what goes to the loop ----------------------------------------------------------------------------------------- */
 
 struct news *bus_news(struct om_bus *b) {
         if (!b->news) {
@@ -128,7 +128,7 @@ static void post_news(struct om_bus *b) {
         b->done_end = &b->done;
 }
 
-/* -- groups served ------------------------------------------------------------------------------------------------------------ */
+/* -- groups served ------------------------------------------------------------------------------------------------- */
 
 /* 1: not now, rows of a group before it are still being deleted. */
 static int subscribe_apply(struct om_bus *b, struct msg_subscribe *m) {
@@ -171,7 +171,10 @@ static void subscribe_committed(struct om_bus *b, struct msg_subscribe *m) {
                 return;
         s->group_id = m->group_id;
         s->group = group_by_id(b, m->group_id);
-        s->group->sub = s;
+        if (s->group && s->group->deleted) /* by a change in the same turn */
+                s->group = NULL;
+        if (s->group)
+                s->group->sub = s;
         s->next = b->subs;
         if (b->subs)
                 b->subs->prev = s;
@@ -182,8 +185,13 @@ static void subscribe_committed(struct om_bus *b, struct msg_subscribe *m) {
 static int unsubscribe_apply(struct om_bus *b, struct om_bus_sub *s) {
         s->leaving = true;
         for (struct local_delivery *d = s->out; d; d = d->next) {
-                int r = d->held ? pend_put(b, d->held, d->held->attempts, 0) : 0;
+                struct held *h = d->held;
+                int r;
 
+                if (!h)
+                        continue;
+                held_not_redelivered(b, h); /* or the flush would count it after all */
+                r = pend_put(b, h, h->attempts, 0);
                 if (r)
                         return r;
         }
@@ -194,10 +202,9 @@ static int unsubscribe_apply(struct om_bus *b, struct om_bus_sub *s) {
 static void unsubscribe_end(struct om_bus *b, struct om_bus_sub *s) {
         bool linked = s->prev || b->subs == s;
 
-        if (s->group) {
+        if (s->group && s->group->sub == s)
                 s->group->sub = NULL;
-                s->group = NULL;
-        }
+        s->group = NULL;
         for (struct local_delivery *d = s->out; d; d = d->next)
                 if (d->held) {
                         d->held->delivery = NULL;
@@ -225,7 +232,7 @@ static void want(struct om_bus *b, struct om_bus_sub *s) {
                 group_wake(b, s->group);
 }
 
-/* -- the transaction ---------------------------------------------------------------------------------------------------------- */
+/* -- the transaction ----------------------------------------------------------------------------------------------- */
 
 struct turn {
         struct msg *writes, **writes_end;
@@ -360,7 +367,7 @@ static void committed(struct om_bus *b, struct turn *t) {
         jobs_committed(b);
 }
 
-/* -- failing and coming back -------------------------------------------------------------------------------------------------- */
+/* -- failing and coming back --------------------------------------------------------------------------------------- */
 
 static void fail_all(struct om_bus *b, struct msg *list, const struct om_error *error) {
         struct msg *next;
@@ -438,7 +445,7 @@ static void fail(struct om_bus *b, struct turn *t, int code) {
         reopen(b);
 }
 
-/* -- the turn ------------------------------------------------------------------------------------------------------------------- */
+/* -- the turn ------------------------------------------------------------------------------------------------------ */
 
 static void sort_messages(struct om_bus *b, struct turn *t, struct om_work *list) {
         struct om_work *next;

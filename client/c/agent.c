@@ -14,7 +14,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-/* -- making ----------------------------------------------------------------------------------------------------------- */
+/* -- making -------------------------------------------------------------------------------------------------------- */
 
 static int check_json(omni_client *c, const char *text, unsigned type, const char *what) {
         struct om_error e = OM_ERROR_INIT;
@@ -162,7 +162,7 @@ omni_agent *omc_agent_of(omni_client *c, int64_t subscription) {
         return NULL;
 }
 
-/* -- registering ------------------------------------------------------------------------------------------------------ */
+/* -- registering --------------------------------------------------------------------------------------------------- */
 
 static void unregister_silently(omni_client *c, omni_agent *a);
 
@@ -266,7 +266,7 @@ void omc_agents_down(omni_client *c) {
 int omni_agent_register(omni_client *c, const omni_agent_options *options, omni_handler_fn *handler, void *user, omni_agent **ret) {
         omni_agent *a = NULL;
         int r = agent_new(c, options, handler, user, &a);
-        if (r < 0)
+        if (!a)
                 return r;
         struct omc_waiter w = { .left = 1 };
         omc_close_batches(c);
@@ -300,7 +300,7 @@ int omni_agent_register(omni_client *c, const omni_agent_options *options, omni_
         return 0;
 }
 
-/* -- ending ----------------------------------------------------------------------------------------------------------- */
+/* -- ending -------------------------------------------------------------------------------------------------------- */
 
 /* `agent.ended`: somebody deleted it. 0, or -EINVAL. */
 int omc_agent_ended(omni_client *c, struct om_span params, struct om_error *e) {
@@ -408,7 +408,7 @@ int omni_agent_unregister(omni_agent *a) {
         return 0;
 }
 
-/* -- asking ----------------------------------------------------------------------------------------------------------- */
+/* -- asking -------------------------------------------------------------------------------------------------------- */
 
 const char *omni_agent_name(const omni_agent *a) { return a->name; }
 const char *omni_agent_topic(const omni_agent *a) { return a->topic; }

@@ -15,7 +15,7 @@
 
 #include <stdio.h>
 
-/* -- making --------------------------------------------------------------------------------------------------------- */
+/* -- making -------------------------------------------------------------------------------------------------------- */
 
 struct omc_call *omc_call_new(omni_client *c, enum omc_type type) {
         struct omc_call *call;
@@ -68,7 +68,7 @@ struct omc_entry *omc_entry_add(struct omc_call *call) {
         return entry;
 }
 
-/* -- the lists ------------------------------------------------------------------------------------------------------- */
+/* -- the lists ----------------------------------------------------------------------------------------------------- */
 
 static struct omc_call **bucket_of(omni_client *c, uint64_t id) { return &c->buckets[id % OMC_BUCKETS]; }
 
@@ -157,7 +157,7 @@ void omc_event_add(omni_client *c, struct omc_call *call) {
         omc_append(&c->events, &call->link);
 }
 
-/* -- the end of a call ------------------------------------------------------------------------------------------------ */
+/* -- the end of a call --------------------------------------------------------------------------------------------- */
 
 void omc_call_finish(omni_client *c, struct omc_call *call, int status, struct om_span answer) {
         omc_call_take(c, call);
@@ -254,7 +254,7 @@ void omc_close_batches(omni_client *c) {
         omc_ack_close(c);
 }
 
-/* -- reading answers -------------------------------------------------------------------------------------------------- */
+/* -- reading answers ----------------------------------------------------------------------------------------------- */
 
 bool omc_get(struct om_span object, const char *name, unsigned types, struct om_json_value *ret) {
         struct om_json j;
@@ -276,7 +276,7 @@ bool omc_get(struct om_span object, const char *name, unsigned types, struct om_
         return false;
 }
 
-/* -- any method ------------------------------------------------------------------------------------------------------- */
+/* -- any method ---------------------------------------------------------------------------------------------------- */
 
 /* Methods that only read: to ask twice does no harm. */
 static bool only_reads(const char *method) {
@@ -306,23 +306,26 @@ static int check_call(omni_client *c, const char *method, struct om_span params)
         return 0;
 }
 
-static int queue_call(omni_client *c, const char *method, struct om_span params, struct omc_call **ret) {
+/* NULL with the text kept and the errno in *ret_status. */
+static struct omc_call *queue_call(omni_client *c, const char *method, struct om_span params, int *ret_status) {
         omc_close_batches(c);
         struct omc_call *call = omc_call_new(c, OMC_REQUEST);
-        if (!call)
-                return omc_fail(c, -ENOMEM, "out of memory");
+        if (!call) {
+                *ret_status = omc_fail(c, -ENOMEM, "out of memory");
+                return NULL;
+        }
         call->repeat = only_reads(method);
         om_rpc_begin_request(&call->frame, call->id, method);
         om_buf_put_span(&call->frame, params);
         int r = omc_call_queue(c, call, false);
-        if (r < 0) {
-                omc_call_free(c, call);
-                if (r == -EMSGSIZE)
-                        return omc_fail(c, -ENOBUFS, "%s: above the daemon's limit of %zu bytes", method, c->frame_max);
-                return omc_fail(c, r, "out of memory");
-        }
-        *ret = call;
-        return 0;
+        if (r == 0)
+                return call;
+        omc_call_free(c, call);
+        if (r == -EMSGSIZE)
+                *ret_status = omc_fail(c, -ENOBUFS, "%s: above the daemon's limit of %zu bytes", method, c->frame_max);
+        else
+                *ret_status = omc_fail(c, r, "out of memory");
+        return NULL;
 }
 
 int omni_call_async(omni_client *c, const char *method, const char *params_json, omni_reply_fn *fn, void *user) {
@@ -332,9 +335,8 @@ int omni_call_async(omni_client *c, const char *method, const char *params_json,
                 return r;
         if (c->n_calls >= c->options.pending_max || c->bytes + params.len > c->options.buffer_max)
                 return omc_fail(c, -ENOBUFS, "too much is unanswered: let omni_process() or omni_run_once() work, then try again");
-        struct omc_call *call;
-        r = queue_call(c, method, params, &call);
-        if (r < 0)
+        struct omc_call *call = queue_call(c, method, params, &r);
+        if (!call)
                 return r;
         call->fn = (void (*)(void)) fn;
         call->user = user;
@@ -345,9 +347,9 @@ int omni_call_async(omni_client *c, const char *method, const char *params_json,
 /* Waits for one call; on success the answer, zero-terminated, is in w->answer. */
 static int call_wait(
         omni_client *c, const char *method, struct om_span params, struct omc_waiter *w, int64_t deadline_ms, int64_t away_ms) {
-        struct omc_call *call;
-        int r = queue_call(c, method, params, &call);
-        if (r < 0)
+        int r = 0;
+        struct omc_call *call = queue_call(c, method, params, &r);
+        if (!call)
                 return r;
         w->left = 1;
         call->owner = w;
@@ -391,7 +393,7 @@ int omni_call(omni_client *c, const char *method, const char *params_json, char 
         return 0;
 }
 
-/* -- results ---------------------------------------------------------------------------------------------------------- */
+/* -- results ------------------------------------------------------------------------------------------------------- */
 
 enum {
         WAIT_SLICE_MS = 3600 * 1000, /* the daemon is asked anew so often: it waits a day at most */

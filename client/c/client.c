@@ -51,7 +51,7 @@ void omc_copy_options(void *ours, size_t size, const void *theirs) {
         memcpy(ours, &size, sizeof(size));
 }
 
-/* -- making and freeing ----------------------------------------------------------------------------------------------- */
+/* -- making and freeing -------------------------------------------------------------------------------------------- */
 
 static int take_options(omni_client *c, const omni_client_options *options) {
         omni_client_options o = OMNI_CLIENT_OPTIONS_INIT;
@@ -199,7 +199,7 @@ void omni_on_notification(omni_client *c, omni_notification_fn *fn, void *user) 
         c->on_notification_user = user;
 }
 
-/* -- a turn ------------------------------------------------------------------------------------------------------------ */
+/* -- a turn -------------------------------------------------------------------------------------------------------- */
 
 void omni_wakeup(omni_client *c) {
         int saved = errno;
@@ -316,7 +316,7 @@ static int turn(omni_client *c, int64_t timeout_ms) {
         return done;
 }
 
-/* -- waiting ----------------------------------------------------------------------------------------------------------- */
+/* -- waiting ------------------------------------------------------------------------------------------------------- */
 
 int64_t omc_deadline(const omni_client *c) { return c->options.call_timeout_ms < 0 ? -1 : omc_now_ms() + c->options.call_timeout_ms; }
 
@@ -415,7 +415,7 @@ int omni_flush(omni_client *c, int64_t timeout_ms) {
         return r < 0 && c->state == OMC_AWAY && r == c->away_status && !hopeless(c) ? -ETIMEDOUT : r;
 }
 
-/* -- serving ------------------------------------------------------------------------------------------------------------ */
+/* -- serving ------------------------------------------------------------------------------------------------------- */
 
 static int not_from_handler(omni_client *c, const char *function) {
         return c->depth ? omc_fail(c, -EBUSY, "%s is not allowed from a handler or callback", function) : 0;

@@ -21,7 +21,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* -- where the daemon is ---------------------------------------------------------------------------------------------- */
+/* -- where the daemon is ------------------------------------------------------------------------------------------- */
 
 /* PROTOCOL.md, "Socket". Asked anew at each attempt: the daemon of a user may come into being meanwhile. */
 static int find_socket(omni_client *c, struct om_error *e) {
@@ -81,7 +81,7 @@ static int open_socket(omni_client *c, struct om_error *e) {
         return 0;
 }
 
-/* -- meeting ---------------------------------------------------------------------------------------------------------- */
+/* -- meeting ------------------------------------------------------------------------------------------------------- */
 
 static void take_limit(struct om_span limits, const char *name, int64_t low, int64_t high, size_t *ret) {
         struct om_json_value v;
@@ -169,7 +169,7 @@ void omc_connect_if_due(omni_client *c, int64_t now) {
         }
 }
 
-/* -- out -------------------------------------------------------------------------------------------------------------- */
+/* -- out ----------------------------------------------------------------------------------------------------------- */
 
 static void watch_out(omni_client *c, bool on) {
         if (c->watch_out == on)
@@ -226,7 +226,7 @@ void omc_send(omni_client *c) {
                 watch_out(c, false);
 }
 
-/* -- in --------------------------------------------------------------------------------------------------------------- */
+/* -- in ------------------------------------------------------------------------------------------------------------ */
 
 /* Ends the connection for what the daemon sent. `e` (may be NULL) says more. */
 int omc_fault(omni_client *c, struct om_error *e, const char *format, ...) {
@@ -390,7 +390,7 @@ int omc_receive(omni_client *c) {
         return 0;
 }
 
-/* -- the end ----------------------------------------------------------------------------------------------------------- */
+/* -- the end ------------------------------------------------------------------------------------------------------- */
 
 /* What becomes of a call when its connection ends; true: it stays, to be sent again. */
 static bool survives(struct omc_call *call, bool fatal) {

@@ -8,7 +8,8 @@
  *   conn.c     the socket: where it is, connecting with backoff, hello, sending, receiving, what a lost connection does to all else
  *   call.c     requests: their frames, matching replies, repeating; omni_call(), omni_result_get()
  *   agent.c    agents: registering (again), ended, unregistering
- *   task.c     deliveries: reading them, ack, fail, extend, revoked
+ *   task.c     deliveries: reading them, what is held, what is lost
+ *   settle.c   ack, fail, extend, and what the daemon says to it
  *   publish.c  publishing: batches, what became of each task
  *   default.c  the process's own client
  *
@@ -43,7 +44,7 @@ enum {
 #define OMC_BATCH_BYTES ((size_t) 1 << 18) /* of a frame of publishes, or of acks, before the next is begun */
 #define OMC_INBOUND_MAX ((size_t) 64 << 20)
 
-/* -- lists ---------------------------------------------------------------------------------------------------------- */
+/* -- lists --------------------------------------------------------------------------------------------------------- */
 
 struct omc_link {
         struct omc_link *prev, *next; /* both NULL: on no list */
@@ -67,7 +68,7 @@ static inline void omc_unlink(struct omc_link *link) {
 }
 #define omc_of(type, member, pointer) ((type *) (void *) ((char *) (pointer) -offsetof(type, member)))
 
-/* -- calls ---------------------------------------------------------------------------------------------------------- */
+/* -- calls --------------------------------------------------------------------------------------------------------- */
 
 enum omc_type {
         OMC_REQUEST,    /* of omni_call() and the like */
@@ -138,7 +139,7 @@ struct omc_waiter {
         struct om_error error;
 };
 
-/* -- agents and tasks ------------------------------------------------------------------------------------------------- */
+/* -- agents and tasks ---------------------------------------------------------------------------------------------- */
 
 struct omni_agent {
         struct omc_link link; /* in client->agents */
@@ -174,7 +175,7 @@ struct omni_task {
         char text[];
 };
 
-/* -- the client ------------------------------------------------------------------------------------------------------- */
+/* -- the client ---------------------------------------------------------------------------------------------------- */
 
 enum omc_state {
         OMC_IDLE, /* no socket, and nothing has needed one yet; left by the first need */
@@ -285,8 +286,9 @@ int omc_deliver(omni_client *c, struct om_span params, struct om_error *e);
 int omc_revoked(omni_client *c, struct om_span params, struct om_error *e);
 void omc_task_free(omni_task *t);
 void omc_agent_lose_tasks(omni_agent *a);
+
+/* settle.c */
 void omc_extend_due(omni_client *c, int64_t now);
-void omc_done_ack(omni_client *c, struct omc_call *call, struct om_span answer);
 int omc_ack_close(omni_client *c);
 
 /* publish.c */

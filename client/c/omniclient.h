@@ -79,7 +79,7 @@ typedef struct omni_client omni_client;
 typedef struct omni_agent omni_agent;
 typedef struct omni_task omni_task;
 
-/* ---- a client -------------------------------------------------------------------------------------------------------- */
+/* -- a client ------------------------------------------------------------------------------------------------------ */
 
 typedef struct omni_client_options {
         size_t size;                /* sizeof(omni_client_options): set by OMNI_CLIENT_OPTIONS_INIT; fields may be added behind */
@@ -130,7 +130,7 @@ OMNI_API int omni_connect(omni_client *client, int64_t timeout_ms);
 typedef void omni_connection_fn(omni_client *client, int up, const char *reason, void *user);
 OMNI_API void omni_on_connection(omni_client *client, omni_connection_fn *fn, void *user);
 
-/* ---- publishing ------------------------------------------------------------------------------------------------------ */
+/* -- publishing ---------------------------------------------------------------------------------------------------- */
 
 /* What to publish. Everything but topic and content is optional: NULL or 0. Borrowed during the call. */
 typedef struct omni_publish_options {
@@ -186,7 +186,7 @@ OMNI_API int omni_publish_async(omni_client *client, const omni_publish_options 
  * -ETIMEDOUT, -ECANCELED, -EPROTO. Blocks. */
 OMNI_API int omni_flush(omni_client *client, int64_t timeout_ms);
 
-/* ---- agents ---------------------------------------------------------------------------------------------------------- */
+/* -- agents -------------------------------------------------------------------------------------------------------- */
 
 typedef struct omni_agent_options {
         size_t size;       /* set by OMNI_AGENT_OPTIONS_INIT */
@@ -229,7 +229,7 @@ OMNI_API omni_client *omni_agent_client(const omni_agent *agent);
 /* 1 while the daemon serves it on this connection; 0 while away, or after it was deleted there or refused (omni_strerror() says which). */
 OMNI_API int omni_agent_active(const omni_agent *agent);
 
-/* ---- a task, in a handler -------------------------------------------------------------------------------------------- */
+/* -- a task, in a handler ------------------------------------------------------------------------------------------ */
 
 /* Each valid until the task is settled; NULL where the task has none. */
 OMNI_API const char *omni_task_id(const omni_task *task);
@@ -275,7 +275,7 @@ OMNI_API int omni_task_fail(omni_task *task, const char *message, const char *ty
  * sent at once, with all else that waits. 0, -ESTALE (lease over), -ENOMEM. Does not block. */
 OMNI_API int omni_task_extend(omni_task *task);
 
-/* ---- results --------------------------------------------------------------------------------------------------------- */
+/* -- results ------------------------------------------------------------------------------------------------------- */
 
 /* Waits until a result record for the task is there, at most wait_ms (-1: for ever). *ret_record: the record as JSON text, the caller's to
  * free(); ret_len may be NULL. `agent` NULL: the newest. 0, -ETIMEDOUT (none came in time), -ENOENT (none is there, with wait_ms 0; or no
@@ -283,7 +283,7 @@ OMNI_API int omni_task_extend(omni_task *task);
 OMNI_API int omni_result_get(
         omni_client *client, const char *task_id, const char *agent, int64_t wait_ms, char **ret_record, size_t *ret_len);
 
-/* ---- any method of the protocol -------------------------------------------------------------------------------------- */
+/* -- any method of the protocol ------------------------------------------------------------------------------------ */
 
 /* Calls `method` with params (JSON text of an object; NULL: {}) and waits. *ret_result (may be NULL): JSON text, the caller's to free().
  * Not repeated after a lost connection unless the method only reads: else -ECONNRESET. After -ETIMEDOUT, too, the outcome is unknown.
@@ -301,7 +301,7 @@ OMNI_API int omni_call_async(omni_client *client, const char *method, const char
 typedef void omni_notification_fn(omni_client *client, const char *method, const char *params, size_t params_len, void *user);
 OMNI_API void omni_on_notification(omni_client *client, omni_notification_fn *fn, void *user);
 
-/* ---- serving --------------------------------------------------------------------------------------------------------- */
+/* -- serving ------------------------------------------------------------------------------------------------------- */
 
 /* Serves until omni_stop(), reconnecting as needed. 0 after omni_stop(); negative when it cannot go on: -EPROTO, -ENOMEM, -EACCES, or, when
  * every agent of the client was deleted or refused by the daemon, what the last was ended for (-ENOENT: deleted). On the way out, acks that

@@ -19,7 +19,7 @@ enum {
         MANY_IN_FLIGHT = 16,              /* batches */
 };
 
-/* -- one task ---------------------------------------------------------------------------------------------------------- */
+/* -- one task ------------------------------------------------------------------------------------------------------ */
 
 static void put_text(struct om_buf *b, struct om_span label, const char *value) {
         if (!value)
@@ -106,7 +106,7 @@ int omc_put_task(omni_client *c, struct om_buf *b, const omni_publish_options *o
         return 0;
 }
 
-/* -- a batch ----------------------------------------------------------------------------------------------------------- */
+/* -- a batch ------------------------------------------------------------------------------------------------------- */
 
 static void done_publish(omni_client *c, struct omc_call *call, struct om_span answer);
 
@@ -174,7 +174,7 @@ int omc_publish_close(omni_client *c) {
         return batch_queue(c, call);
 }
 
-/* -- what became of it -------------------------------------------------------------------------------------------------- */
+/* -- what became of it --------------------------------------------------------------------------------------------- */
 
 static void tell(omni_client *c, struct omc_entry *entry, int status, const char *id, const char *error) {
         if (entry->fn)
@@ -238,7 +238,7 @@ static void done_publish(omni_client *c, struct omc_call *call, struct om_span a
         omc_call_free(c, call);
 }
 
-/* -- without waiting ---------------------------------------------------------------------------------------------------- */
+/* -- without waiting ----------------------------------------------------------------------------------------------- */
 
 int omni_publish_async(omni_client *c, const omni_publish_options *task, omni_published_fn *fn, void *user) {
         if (c->open_publish && batch_full(c, c->open_publish, SIZE_MAX)) {
@@ -264,7 +264,7 @@ int omni_publish_async(omni_client *c, const omni_publish_options *task, omni_pu
         return r;
 }
 
-/* -- waiting ------------------------------------------------------------------------------------------------------------ */
+/* -- waiting ------------------------------------------------------------------------------------------------------- */
 
 static void copy_text(char *into, size_t size, const char *text) {
         size_t n = text ? strnlen(text, size - 1) : 0;

@@ -6,7 +6,7 @@
  * are the global ones; from then on words fill the command's positions. What is wrong is said with the name that was probably meant.
  * Nothing is copied: values point into argv.
  */
-#include "client/ctl/args.h"
+#include "args.h"
 
 #include <errno.h>
 #include <math.h>
@@ -24,7 +24,7 @@ struct parser {
         bool program;     /* all that follows is a program's */
 };
 
-/* -- the table --------------------------------------------------------------------------------------------------------- */
+/* -- the table ----------------------------------------------------------------------------------------------------- */
 
 /* Whether `word` is one of the names in `names`, which are parted by '|'. */
 static bool among(const char *names, const char *word) {
@@ -92,7 +92,7 @@ static int unknown_command(struct parser *p, const char *word) {
         return om_error_set(p->e, OM_INVALID, "no command \"%s%s%s\"", p->path, *p->path ? " " : "", word);
 }
 
-/* -- values ------------------------------------------------------------------------------------------------------------ */
+/* -- values -------------------------------------------------------------------------------------------------------- */
 
 /* "2.5k" with a table of units; the number must be finite and not negative. */
 struct unit {
@@ -225,7 +225,7 @@ static int add(struct parser *p, const struct option *o, const char *text, bool 
         return 0;
 }
 
-/* -- options ----------------------------------------------------------------------------------------------------------- */
+/* -- options ------------------------------------------------------------------------------------------------------- */
 
 static const struct option *find_exact(const struct option *table, const char *name, size_t len) {
         char word[64];
@@ -281,12 +281,20 @@ static int unknown_option(struct parser *p, const char *name, size_t len) {
         return om_error_set(p->e, OM_INVALID, "%s no option --%s", *p->path ? of + 1 : "there is", word);
 }
 
+/* An option whose value may be left out: the next word is its value where it reads as a time. Returns how many words were used. */
+static int take_maybe(struct parser *p, const struct option *o, int n, char *const words[]) {
+        int64_t number;
+        bool next = n > 1 && args_parse_time(words[1], &number) == 0;
+        int r = add(p, o, next ? words[1] : NULL, true);
+
+        return r < 0 ? r : 1 + next;
+}
+
 /* `--name`, `--name=value`; the value may be the next word. Returns how many words were used. */
 static int take_long(struct parser *p, int n, char *const words[]) {
         const char *name = words[0] + 2, *equals = strchr(name, '=');
         size_t len = equals ? (size_t) (equals - name) : strlen(name);
         const struct option *o = find_exact(own_options(p->a), name, len);
-        int64_t number;
         int found = 0, r;
 
         if (!o) {
@@ -316,10 +324,7 @@ static int take_long(struct parser *p, int n, char *const words[]) {
                 return r < 0 ? r : 1;
         }
         if (o->flags & OPT_MAYBE) {
-                bool next = n > 1 && args_parse_time(words[1], &number) == 0;
-
-                r = add(p, o, next ? words[1] : NULL, true);
-                return r < 0 ? r : 1 + next;
+                return take_maybe(p, o, n, words);
         }
         if (n < 2) {
                 return om_error_set(p->e, OM_INVALID, "--%s needs a value: --%s %s", o->name, o->name, o->value);
@@ -350,12 +355,15 @@ static int take_letters(struct parser *p, int n, char *const words[]) {
                 if (!o) {
                         return om_error_set(p->e, OM_INVALID, "no option -%c; an argument that begins with \"-\" stands behind \"--\"", *c);
                 }
-                if (o->type == OPT_FLAG || ((o->flags & OPT_MAYBE) && !c[1])) {
+                if (o->type == OPT_FLAG) {
                         r = add(p, o, NULL, true);
                         if (r < 0) {
                                 return r;
                         }
                         continue;
+                }
+                if ((o->flags & OPT_MAYBE) && !c[1]) {
+                        return take_maybe(p, o, n, words);
                 }
                 if (c[1]) {
                         r = add(p, o, c + 1, true);
@@ -370,7 +378,7 @@ static int take_letters(struct parser *p, int n, char *const words[]) {
         return 1;
 }
 
-/* -- words without a dash ---------------------------------------------------------------------------------------------- */
+/* -- words without a dash ------------------------------------------------------------------------------------------ */
 
 /* The first position that nothing has filled, or the one that repeats. */
 static const struct option *free_position(const struct args *a) {
@@ -456,7 +464,7 @@ void args_deinit(struct args *a) {
         a->n = 0;
 }
 
-/* -- reading ----------------------------------------------------------------------------------------------------------- */
+/* -- reading ------------------------------------------------------------------------------------------------------- */
 
 static const struct arg *last(const struct args *a, const char *name) {
         for (size_t i = a->n; i > 0; i--) {

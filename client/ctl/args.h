@@ -9,7 +9,7 @@
  * greeter` are the same. Options may stand before, between and after arguments; `--` ends them. A long option may be shortened as far as it
  * is clear which is meant.
  */
-#include "proto/error.h"
+#include "../../proto/error.h"
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -5,10 +5,10 @@
  * A command that asks once does not wait for a daemon that is away: nobody at the socket is exit code 3, at once. Commands that serve
  * (agent run, watch, top) use a client that waits. Everything blocks; one thread.
  */
-#include "client/ctl/ctl.h"
-#include "client/ctl/doc.h"
-#include "client/ctl/progress.h"
-#include "client/ctl/text.h"
+#include "ctl.h"
+#include "doc.h"
+#include "progress.h"
+#include "text.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -147,7 +147,7 @@ int ctl_call_buf(struct ctl *ctl, const char *method, struct om_buf *params, cha
         return r;
 }
 
-/* -- pages ------------------------------------------------------------------------------------------------------------- */
+/* -- pages --------------------------------------------------------------------------------------------------------- */
 
 struct pages {
         const char *array;
@@ -189,7 +189,7 @@ int ctl_call_pages(
         om_buf_printf(ret, "{\"%s\":[", array);
         do {
                 struct om_buf call = OM_BUF_INIT;
-                struct om_span text;
+                struct om_span text = OM_SPAN_NONE;
                 char *answer = NULL;
 
                 om_buf_printf(&call, "{%s%s\"limit\":%" PRId64, params, *params ? "," : "", pages.left < PAGE_MAX ? pages.left : PAGE_MAX);
@@ -210,7 +210,7 @@ int ctl_call_pages(
         return r || om_buf_ok(ret) ? r : ctl_fail(ctl, CTL_FAILED, "out of memory");
 }
 
-/* -- params ------------------------------------------------------------------------------------------------------------ */
+/* -- params -------------------------------------------------------------------------------------------------------- */
 
 static void put_name(struct om_buf *b, const char *name) {
         char last = b->len ? b->data[b->len - 1] : '{';

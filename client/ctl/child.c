@@ -5,8 +5,8 @@
  * The program is the leader of its own process group, so that a time limit reaches what it has started and a Ctrl-C on our terminal does
  * not reach it: it is we who decide to let it finish. It dies with us (PR_SET_PDEATHSIG), since its task goes to another worker then.
  */
-#include "client/ctl/child.h"
-#include "client/ctl/term.h"
+#include "child.h"
+#include "term.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -8,7 +8,7 @@
  * SIGCHLD and child_tick() when child_due() has come, until child_over(). The process stays a zombie until child_deinit(), so that its
  * number, which is its group's too, cannot belong to anybody else while it may still be signalled. One thread.
  */
-#include "proto/buf.h"
+#include "../../proto/buf.h"
 
 #include <poll.h>
 #include <sys/types.h>

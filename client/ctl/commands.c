@@ -3,7 +3,7 @@
  * The table of commands: names, arguments, options, help and examples. What is not here does not exist, and what is here is parsed, helped,
  * completed and stands in the man page. Names of the Python OmniDaemon stand beside ours where they differ (`also`).
  */
-#include "client/ctl/ctl.h"
+#include "ctl.h"
 
 static const char *const formats[] = { "table", "json", "compact", "tree", NULL };
 static const char *const shells[] = { "bash", "zsh", "fish", NULL };

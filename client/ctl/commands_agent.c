@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* agent list|get|pause|resume|delete and topic delete. `agent run` is run.c. */
-#include "client/ctl/doc.h"
-#include "client/ctl/view.h"
+#include "doc.h"
+#include "view.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -33,7 +33,7 @@ static const struct view_column record_columns[] = {
 
 int cmd_agent_list(struct ctl *ctl) {
         struct om_buf params = OM_BUF_INIT;
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r;
 
@@ -62,7 +62,7 @@ static int call_agent(struct ctl *ctl, const char *method, bool dead_letters, ch
 }
 
 int cmd_agent_get(struct ctl *ctl) {
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = call_agent(ctl, "agent.get", false, &answer, &text);
 
@@ -75,7 +75,7 @@ int cmd_agent_get(struct ctl *ctl) {
 
 /* What was done, for people; the daemon's answer where JSON was asked for by name. */
 static int act(struct ctl *ctl, const char *method, const char *done) {
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = call_agent(ctl, method, args_has(&ctl->args, "dead-letters"), &answer, &text);
 
@@ -102,7 +102,7 @@ int cmd_agent_delete(struct ctl *ctl) {
 int cmd_topic_delete(struct ctl *ctl) {
         const char *topic = args_text(&ctl->args, "topic");
         struct om_buf params = OM_BUF_INIT;
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = ctl_confirm(ctl, "Delete the topic %s with its tasks and its agents%s?", topic,
                 args_has(&ctl->args, "dead-letters") ? ", and their dead letters" : "");

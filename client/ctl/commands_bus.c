@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* bus topics|groups|inspect|stats. */
-#include "client/ctl/doc.h"
-#include "client/ctl/table.h"
-#include "client/ctl/view.h"
+#include "doc.h"
+#include "table.h"
+#include "view.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -73,7 +73,7 @@ static int call_topic(struct ctl *ctl, const char *method, char **ret, struct om
 }
 
 int cmd_bus_groups(struct ctl *ctl) {
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = call_topic(ctl, "bus.groups", &answer, &text);
 
@@ -84,7 +84,7 @@ int cmd_bus_groups(struct ctl *ctl) {
         return r;
 }
 
-/* -- stats ------------------------------------------------------------------------------------------------------------- */
+/* -- stats --------------------------------------------------------------------------------------------------------- */
 
 static const struct view_column stats_columns[] = {
         { "TOPIC, AGENT", "", VIEW_TEXT },
@@ -167,7 +167,7 @@ static void put_stats(struct ctl *ctl, struct om_json_value root) {
 }
 
 int cmd_bus_stats(struct ctl *ctl) {
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = call_topic(ctl, "bus.stats", &answer, &text);
 

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The daemon itself: health, backends, metrics, reload, version, and any method by name. */
-#include "client/ctl/doc.h"
-#include "client/ctl/input.h"
-#include "client/ctl/text.h"
-#include "client/ctl/view.h"
-#include "proto/rpc.h"
+#include "doc.h"
+#include "input.h"
+#include "text.h"
+#include "view.h"
+#include "../../proto/rpc.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* -- health ------------------------------------------------------------------------------------------------------------ */
+/* -- health -------------------------------------------------------------------------------------------------------- */
 
 enum { HEALTH_TITLES = sizeof("CONNECTIONS") - 1 }; /* the widest title below */
 
@@ -68,7 +68,7 @@ static void put_part(struct ctl *ctl, const char *title, unsigned width, struct 
 }
 
 int cmd_health(struct ctl *ctl) {
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = ctl_call(ctl, "health", NULL, &answer, &text);
 
@@ -88,13 +88,13 @@ int cmd_health(struct ctl *ctl) {
         return r;
 }
 
-/* -- backends ---------------------------------------------------------------------------------------------------------- */
+/* -- backends ------------------------------------------------------------------------------------------------------ */
 
 int cmd_backends(struct ctl *ctl) {
         static const struct view_column columns[] = { { "NAME", "name", VIEW_ID }, { "IN USE", "in_use", VIEW_YES },
                 { "INSTALLED", "installed", VIEW_YES }, { "SCHEMES", "schemes", VIEW_LIST }, { "CAN", "capabilities", VIEW_LIST },
                 { "WHAT", "doc", VIEW_TEXT }, { NULL, NULL, 0 } };
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = ctl_call(ctl, "backends", NULL, &answer, &text);
 
@@ -118,7 +118,7 @@ int cmd_backends(struct ctl *ctl) {
         return r;
 }
 
-/* -- metrics ----------------------------------------------------------------------------------------------------------- */
+/* -- metrics ------------------------------------------------------------------------------------------------------- */
 
 static const struct view_column metrics_topics[] = {
         { "TOPIC", "topic", VIEW_ID },
@@ -157,7 +157,7 @@ static const struct view_column metrics_daemon[] = {
 
 int cmd_metrics(struct ctl *ctl) {
         struct om_buf params = OM_BUF_INIT;
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r;
 
@@ -178,10 +178,10 @@ int cmd_metrics(struct ctl *ctl) {
         return r;
 }
 
-/* -- the rest ---------------------------------------------------------------------------------------------------------- */
+/* -- the rest ------------------------------------------------------------------------------------------------------ */
 
 int cmd_reload(struct ctl *ctl) {
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = ctl_call(ctl, "daemon.reload", NULL, &answer, &text);
         static const struct view_column columns[] = { { "CHANGED", "changed", VIEW_LIST },
@@ -245,7 +245,7 @@ int cmd_call(struct ctl *ctl) {
         const char *params = args_text(&ctl->args, "params");
         struct om_buf input = OM_BUF_INIT;
         struct om_error e = OM_ERROR_INIT;
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = 0;
 

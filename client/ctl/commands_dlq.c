@@ -5,8 +5,8 @@
  * The protocol asks for one group's dead letters; `dlq list` without an agent asks which groups have any and lists each of them, with
  * `topic` and `agent` put in front of the members of each dead letter.
  */
-#include "client/ctl/doc.h"
-#include "client/ctl/view.h"
+#include "doc.h"
+#include "view.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -62,7 +62,7 @@ static int add_group(struct ctl *ctl, struct om_json_value topic, struct om_json
 /* Those of all groups, of a topic or of all topics, that have any. */
 static int add_groups(struct ctl *ctl, const char *topic, int64_t limit, struct om_buf *all) {
         struct om_buf params = OM_BUF_INIT;
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r;
 
@@ -121,7 +121,7 @@ static void put_group(struct ctl *ctl, struct om_buf *params) {
 
 int cmd_dlq_show(struct ctl *ctl) {
         struct om_buf params = OM_BUF_INIT;
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r;
 
@@ -140,7 +140,7 @@ int cmd_dlq_show(struct ctl *ctl) {
 static int act(struct ctl *ctl, const char *method, const char *member, const char *done) {
         struct om_buf params = OM_BUF_INIT;
         size_t n = args_count(&ctl->args, "id");
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r;
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* storage health|clear and config get|set|list|delete. */
-#include "client/ctl/doc.h"
-#include "client/ctl/table.h"
-#include "client/ctl/text.h"
-#include "client/ctl/view.h"
-#include "proto/rpc.h"
+#include "doc.h"
+#include "table.h"
+#include "text.h"
+#include "view.h"
+#include "../../proto/rpc.h"
 
 #include <ctype.h>
 #include <stdlib.h>
@@ -54,7 +54,7 @@ static void put_health(struct ctl *ctl, struct om_span text) {
 }
 
 int cmd_storage_health(struct ctl *ctl) {
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = ctl_call(ctl, "storage.health", NULL, &answer, &text);
 
@@ -68,7 +68,7 @@ int cmd_storage_health(struct ctl *ctl) {
 
 static int clear(struct ctl *ctl, const char *what) {
         struct om_buf params = OM_BUF_INIT;
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = ctl_confirm(ctl, "Delete %s%s from the storage for ever?", strcmp(what, "all") == 0 ? "" : "all ",
                 strcmp(what, "all") == 0 ? "everything" : what);
@@ -109,7 +109,7 @@ int cmd_storage_clear_metrics(struct ctl *ctl) { return clear(ctl, "metrics"); }
 
 int cmd_storage_clear_all(struct ctl *ctl) { return clear(ctl, "all"); }
 
-/* -- settings ---------------------------------------------------------------------------------------------------------- */
+/* -- settings ------------------------------------------------------------------------------------------------------ */
 
 static int call_key(struct ctl *ctl, const char *method, const char *value, char **ret, struct om_span *ret_text) {
         struct om_buf params = OM_BUF_INIT;
@@ -122,7 +122,7 @@ static int call_key(struct ctl *ctl, const char *method, const char *value, char
 }
 
 int cmd_config_get(struct ctl *ctl) {
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = call_key(ctl, "config.get", NULL, &answer, &text);
 
@@ -145,7 +145,7 @@ int cmd_config_get(struct ctl *ctl) {
 int cmd_config_set(struct ctl *ctl) {
         const char *value = args_text(&ctl->args, "value");
         struct om_buf quoted = OM_BUF_INIT;
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r;
 
@@ -165,7 +165,7 @@ int cmd_config_set(struct ctl *ctl) {
 int cmd_config_list(struct ctl *ctl) {
         static const struct table_column columns[] = { { .title = "KEY", .keep = true }, { .title = "VALUE" } };
         struct om_buf params = OM_BUF_INIT;
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r;
 
@@ -214,7 +214,7 @@ int cmd_config_list(struct ctl *ctl) {
 }
 
 int cmd_config_delete(struct ctl *ctl) {
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = ctl_confirm(ctl, "Delete the setting %s?", args_text(&ctl->args, "key"));
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* task get|list|search|delete: results. `task publish` is publish.c. */
-#include "client/ctl/doc.h"
-#include "client/ctl/term.h"
-#include "client/ctl/view.h"
+#include "doc.h"
+#include "term.h"
+#include "view.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -152,7 +152,7 @@ int cmd_task_delete(struct ctl *ctl) {
 
         for (size_t i = 0; r == 0 && i < n; i++) {
                 struct om_buf params = OM_BUF_INIT;
-                struct om_span text;
+                struct om_span text = OM_SPAN_NONE;
                 char *answer = NULL;
 
                 om_buf_putc(&params, '{');

@@ -4,9 +4,9 @@
  * (completion_scripts.c) only ask it. Candidates come from the table of commands, and from the running daemon where a value is a topic, an
  * agent or a setting: that one is given a third of a second. A line ":files" or ":programs" leaves it to the shell.
  */
-#include "client/ctl/ctl.h"
-#include "client/ctl/doc.h"
-#include "client/ctl/text.h"
+#include "ctl.h"
+#include "doc.h"
+#include "text.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -32,7 +32,7 @@ static void put(struct completion *c, struct om_span candidate, const char *what
         om_buf_printf(&c->ctl->out, "\t%s\n", what);
 }
 
-/* -- the daemon's --------------------------------------------------------------------------------------------------- */
+/* -- the daemon's -------------------------------------------------------------------------------------------------- */
 
 /* The members named `member` of the elements of `array` in the answer of a method; with `array` of an object its keys. */
 static void put_from_daemon(struct completion *c, const char *method, const char *params, const char *array, const char *member) {
@@ -69,7 +69,7 @@ static void put_agents(struct completion *c) {
         om_buf_deinit(&params);
 }
 
-/* -- the table's ---------------------------------------------------------------------------------------------------- */
+/* -- the table's --------------------------------------------------------------------------------------------------- */
 
 static void put_commands(struct completion *c, const char *group) {
         size_t len = strlen(group);

@@ -3,7 +3,7 @@
  * What `omnictl completion SHELL` prints. The same texts stand in packaging/completions for packages; a test compares them. They know
  * nothing of the commands: they ask `omnictl __complete`.
  */
-#include "client/ctl/ctl.h"
+#include "ctl.h"
 
 static const char bash_script[] =
         "# bash completion for omnictl and omnidaemon. Printed by: omnictl completion bash\n"

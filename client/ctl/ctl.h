@@ -7,11 +7,11 @@
  * A command is a row of the table in commands.c: a function that reads its arguments (args.h), calls the daemon (call.c) and puts what came
  * into ctl->out (view.h). main.c writes that out: once, or again and again with --watch. One thread; nothing here is shared.
  */
-#include "proto/buf.h"
-#include "proto/error.h"
-#include "proto/json_scan.h"
-#include "client/c/omniclient.h"
-#include "client/ctl/args.h"
+#include "../../proto/buf.h"
+#include "../../proto/error.h"
+#include "../../proto/json_scan.h"
+#include "../c/omniclient.h"
+#include "args.h"
 
 /* Exit codes: told in --help and in the man page (help.c), so that scripts can rely on them. */
 enum {
@@ -47,7 +47,7 @@ struct ctl {
         const char *last_sgr; /* what the last ctl_style() must be ended with; NULL for nothing */
 };
 
-/* -- call.c: the daemon -------------------------------------------------------------------------------------------------- */
+/* -- call.c: the daemon -------------------------------------------------------------------------------------------- */
 
 /* Connects when that has not been done. 0, or an exit code with the reason told on standard error. */
 int ctl_connect(struct ctl *ctl);
@@ -70,7 +70,7 @@ int ctl_exit_code(int status);
 /* Where the daemon's socket is looked for: what was given, or what the library finds by itself. Static or the caller's text. */
 const char *ctl_socket(struct ctl *ctl);
 
-/* -- say.c: standard error, and questions ------------------------------------------------------------------------------ */
+/* -- say.c: standard error, and questions -------------------------------------------------------------------------- */
 
 /* "PROGRAM: message" on standard error, control characters made visible. Returns `code`. */
 int ctl_fail(struct ctl *ctl, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
@@ -96,7 +96,7 @@ void ctl_put_raw(struct om_buf *b, const char *name, const char *json);
 /* Zero-terminates a buffer; NULL when memory ran out. */
 const char *ctl_text(struct om_buf *b);
 
-/* -- the commands ------------------------------------------------------------------------------------------------------ */
+/* -- the commands -------------------------------------------------------------------------------------------------- */
 extern const struct option ctl_global_options[];
 extern const struct command ctl_commands[];
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Values as spans of checked text: see doc.h. */
-#include "client/ctl/doc.h"
-#include "client/ctl/ctl.h"
-#include "client/ctl/text.h"
+#include "doc.h"
+#include "ctl.h"
+#include "text.h"
 
 struct om_json_value doc_root(struct om_span text) {
         struct om_json j;
@@ -98,7 +98,7 @@ struct om_span doc_text(struct om_json_value v, struct om_arena *arena) {
 
 bool doc_scalar(struct om_json_value v) { return v.type && v.type != OM_JSON_ARRAY && v.type != OM_JSON_OBJECT; }
 
-/* -- writing ----------------------------------------------------------------------------------------------------------- */
+/* -- writing ------------------------------------------------------------------------------------------------------- */
 
 /* A scalar or a key. Characters above ASCII stand in strings only, so an escape is allowed where one is. */
 static void put_scalar(struct om_buf *b, struct om_json_value v, unsigned flags) {

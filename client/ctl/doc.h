@@ -8,7 +8,7 @@
  * every escape come out as they came in, and an answer with a hundred thousand records costs its text and nothing more. Looking a member up
  * walks over the object. Thread: any.
  */
-#include "proto/json_scan.h"
+#include "../../proto/json_scan.h"
 
 struct ctl;
 

@@ -3,8 +3,8 @@
  * --help at each level: how it is called, what it does, its options, examples. Made from the table of commands, so that it cannot be out of
  * step. On a terminal the lines are as long as it is wide (at most 100 columns), in a pipe 80.
  */
-#include "client/ctl/help.h"
-#include "client/ctl/text.h"
+#include "help.h"
+#include "text.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -2,7 +2,7 @@
 #ifndef OM_CTL_HELP_H
 #define OM_CTL_HELP_H
 /* Help, the man page and completions, from the table of commands. Thread: one. */
-#include "client/ctl/ctl.h"
+#include "ctl.h"
 
 /* Help for a command, for a group of them, or (NULL) for the whole program. */
 void help_put(struct ctl *ctl, struct om_buf *b, const struct command *c);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Files and lines: see input.h. */
-#include "client/ctl/input.h"
-#include "client/ctl/text.h"
+#include "input.h"
+#include "text.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -62,7 +62,7 @@ void input_lines_close(struct input_lines *in) {
 
 int input_lines_next(struct input_lines *in, struct om_span *ret) {
         for (;;) {
-                const char *from = in->b.data ? in->b.data + in->start : NULL;
+                const char *from = in->b.data ? in->b.data + in->start : "";
                 size_t left = in->b.len - in->start;
                 const char *end = left > in->scanned ? memchr(from + in->scanned, '\n', left - in->scanned) : NULL;
                 ssize_t n;

@@ -2,7 +2,7 @@
 #ifndef OM_CTL_INPUT_H
 #define OM_CTL_INPUT_H
 /* Reading what is to be published: whole files, and lines. Never more in memory than one task can be. Blocks. Thread: one. */
-#include "proto/buf.h"
+#include "../../proto/buf.h"
 
 #define INPUT_MAX ((size_t) 16 << 20) /* a frame holds no more */
 

@@ -5,10 +5,10 @@
  * Reads the command line by the table (commands.c), runs the command, writes what it has to say to standard output; with --watch again and
  * again. One thread. The name it was called by (omnictl, omnidaemon) is the name it gives itself.
  */
-#include "client/ctl/ctl.h"
-#include "client/ctl/help.h"
-#include "client/ctl/term.h"
-#include "client/ctl/text.h"
+#include "ctl.h"
+#include "help.h"
+#include "term.h"
+#include "text.h"
 
 #include <errno.h>
 #include <langinfo.h>

@@ -2,7 +2,7 @@
 /*
  * The man page, from the table of commands: `omnictl __man > packaging/man/omnictl.1`. A test compares that file with what this prints.
  */
-#include "client/ctl/help.h"
+#include "help.h"
 
 #include <string.h>
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A progress bar: see progress.h. "publishing ━━━━━━━━━━╌╌╌╌╌  120/300  40 %  1500/s  3 s left" */
-#include "client/ctl/progress.h"
-#include "client/ctl/term.h"
-#include "client/ctl/text.h"
+#include "progress.h"
+#include "term.h"
+#include "text.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -5,7 +5,7 @@
  * A progress bar on standard error: only on a terminal, only for what takes longer than a moment, drawn at most ten times a second, and
  * gone when it ends. Thread: one.
  */
-#include "client/ctl/ctl.h"
+#include "ctl.h"
 
 struct progress {
         struct ctl *ctl;

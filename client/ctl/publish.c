@@ -5,11 +5,11 @@
  * Standard output is the id (or, with --wait, the result) and nothing else, so that `id=$(omnictl task publish …)` works. A content that is
  * not JSON is refused rather than guessed at: a forgotten quote would otherwise arrive as text.
  */
-#include "client/ctl/publish.h"
-#include "client/ctl/doc.h"
-#include "client/ctl/input.h"
-#include "client/ctl/view.h"
-#include "proto/rpc.h"
+#include "publish.h"
+#include "doc.h"
+#include "input.h"
+#include "view.h"
+#include "../../proto/rpc.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -159,7 +159,7 @@ static int publish_one(struct ctl *ctl, omni_publish_options *task) {
         struct om_buf input = OM_BUF_INIT, made = OM_BUF_INIT;
         struct om_error e = OM_ERROR_INIT;
         char id[OMNI_ID_SIZE];
-        struct om_span given, content;
+        struct om_span given = OM_SPAN_NONE, content = OM_SPAN_NONE;
         int r = get_given(ctl, &input, &given);
 
         if (r) {

@@ -2,7 +2,7 @@
 #ifndef OM_CTL_PUBLISH_H
 #define OM_CTL_PUBLISH_H
 /* task publish: what one task and many have in common. Thread: one. */
-#include "client/ctl/ctl.h"
+#include "ctl.h"
 
 /* Everything but the content, from the command line; `memory` holds what had to be composed. 0 or an exit code. */
 int publish_options(struct ctl *ctl, omni_publish_options *ret, struct om_buf memory[2]);

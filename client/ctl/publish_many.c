@@ -7,12 +7,12 @@
  * (the daemon refuses, a server is away) ends it. With --wait the results are then fetched, again WINDOW at once; only for that the ids are
  * kept.
  */
-#include "client/ctl/doc.h"
-#include "client/ctl/input.h"
-#include "client/ctl/progress.h"
-#include "client/ctl/publish.h"
-#include "client/ctl/text.h"
-#include "client/ctl/view.h"
+#include "doc.h"
+#include "input.h"
+#include "progress.h"
+#include "publish.h"
+#include "text.h"
+#include "view.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -253,7 +253,7 @@ static void finish_window(struct many *m) {
         }
 }
 
-/* -- where they come from ---------------------------------------------------------------------------------------------- */
+/* -- where they come from ------------------------------------------------------------------------------------------ */
 
 static int send_lines(struct many *m) {
         const char *path = args_text(&m->ctl->args, "file");
@@ -341,7 +341,7 @@ static int send_files(struct many *m) {
         return 0;
 }
 
-/* -- results ----------------------------------------------------------------------------------------------------------- */
+/* -- results ------------------------------------------------------------------------------------------------------- */
 
 static void on_result(omni_client *client, int status, const char *result, size_t result_len, const char *error, void *user) {
         struct slot *s = user;

@@ -12,9 +12,9 @@
  *   - not more than `workers` programs run; the queue holds what the daemon sent beyond that (prefetch), never started after a stop;
  *   - while we stop, what waits is given back when the last program has ended: unregistering hands it to other workers, uncounted.
  */
-#include "client/ctl/run.h"
-#include "client/ctl/term.h"
-#include "client/ctl/text.h"
+#include "run.h"
+#include "term.h"
+#include "text.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -26,7 +26,7 @@
 
 enum { WORKERS_MAX = 1000, KILL_AFTER_MS = 5000, MAX_OUTPUT = 1 << 20, FLUSH_MS = 10000 };
 
-/* -- tasks ------------------------------------------------------------------------------------------------------------- */
+/* -- tasks --------------------------------------------------------------------------------------------------------- */
 
 static void on_task(omni_agent *agent, omni_task *task, void *user) {
         struct run *run = user;
@@ -134,7 +134,7 @@ static void start_waiting(struct run *run) {
         }
 }
 
-/* -- the loop ---------------------------------------------------------------------------------------------------------- */
+/* -- the loop ------------------------------------------------------------------------------------------------------ */
 
 /* Programs whose task belongs to somebody else now are ended: nobody wants their result. */
 static void end_lost(struct run *run) {
@@ -270,12 +270,15 @@ static int serve(struct run *run) {
         return r;
 }
 
-/* -- from the command line --------------------------------------------------------------------------------------------- */
+/* -- from the command line ----------------------------------------------------------------------------------------- */
 
 /* A program that is not there is told before any task is taken for it. */
 static int check_program(struct ctl *ctl, const char *name) {
         const char *path = getenv("PATH"), *end;
 
+        if (!name) {
+                return ctl_usage(ctl, "the program is missing");
+        }
         if (strchr(name, '/')) {
                 return access(name, X_OK) == 0 ? 0 : ctl_fail(ctl, CTL_USAGE, "cannot run %s: %s", name, strerror(errno));
         }

@@ -2,8 +2,8 @@
 #ifndef OM_CTL_RUN_H
 #define OM_CTL_RUN_H
 /* agent run, inside: the loop (run.c) and how tasks end (run_settle.c). One thread. */
-#include "client/ctl/child.h"
-#include "client/ctl/ctl.h"
+#include "child.h"
+#include "ctl.h"
 
 /* One place for a program. `task` is set from the start of the program until the task is settled. */
 struct worker {

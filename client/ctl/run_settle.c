@@ -10,11 +10,11 @@
  *   too much output     fail, retried; type "output"
  *   the lease is over   nothing: another worker has the task
  */
-#include "client/ctl/doc.h"
-#include "client/ctl/run.h"
-#include "client/ctl/term.h"
-#include "client/ctl/text.h"
-#include "proto/rpc.h"
+#include "doc.h"
+#include "run.h"
+#include "term.h"
+#include "text.h"
+#include "../../proto/rpc.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -32,7 +32,7 @@ struct report {
         char id[];
 };
 
-/* -- lines for people -------------------------------------------------------------------------------------------------- */
+/* -- lines for people ---------------------------------------------------------------------------------------------- */
 
 static void put_line(struct run *run, const char *id, bool good, double seconds, int attempt, const char *why) {
         struct ctl *ctl = run->ctl;
@@ -86,7 +86,7 @@ static void on_settled(omni_client *client, int status, const char *error, void 
         free(report);
 }
 
-/* -- results ----------------------------------------------------------------------------------------------------------- */
+/* -- results ------------------------------------------------------------------------------------------------------- */
 
 /* The output as JSON: itself where it is JSON, else a string without the newline at its end; nothing is null. 0, -E2BIG, -ENOMEM. */
 static int make_result(struct run *run, struct om_span output, struct om_buf *b, struct om_span *ret) {
@@ -119,7 +119,7 @@ static int make_result(struct run *run, struct om_span output, struct om_buf *b,
         return om_buf_ok(b) ? 0 : -ENOMEM;
 }
 
-/* -- failures ---------------------------------------------------------------------------------------------------------- */
+/* -- failures ------------------------------------------------------------------------------------------------------ */
 
 /* The end of standard error, from a line's beginning where it was cut. */
 static struct om_span last_errors(const struct child *c) {
@@ -192,7 +192,7 @@ static void describe(const struct worker *w, struct om_buf *message, char type[3
         }
 }
 
-/* -- settling ---------------------------------------------------------------------------------------------------------- */
+/* -- settling ------------------------------------------------------------------------------------------------------ */
 
 static void fail(struct run *run, struct worker *w, const char *message, const char *type, unsigned flags) {
         const char *id = omni_task_id(w->task);
@@ -210,7 +210,8 @@ static void ack(struct run *run, struct worker *w) {
         struct om_buf made = OM_BUF_INIT;
         struct om_span result;
         int r = make_result(run, om_buf_span(&w->child.output), &made, &result);
-        struct report *report = malloc(sizeof(*report) + strlen(id ? id : "?") + 1);
+        size_t id_size = strlen(id ? id : "?") + 1;
+        struct report *report = malloc(sizeof(*report) + id_size);
 
         if (r < 0 || !report) {
                 fail(run, w, r == -E2BIG ? "its output is JSON nested too deep" : "omnictl: out of memory",
@@ -219,7 +220,7 @@ static void ack(struct run *run, struct worker *w) {
         } else {
                 *report =
                         (struct report){ .run = run, .seconds = term_seconds() - w->child.started, .attempt = omni_task_attempt(w->task) };
-                strcpy(report->id, id ? id : "?");
+                memcpy(report->id, id ? id : "?", id_size);
                 r = omni_task_ack_publish(w->task, result.p, result.len, NULL, 0, on_settled, report);
                 if (r < 0) { /* the callback is not called for what was refused at once */
                         put_line(run, report->id, false, report->seconds, report->attempt, omni_strerror(run->ctl->client));

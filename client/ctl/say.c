@@ -3,8 +3,8 @@
  * What omnictl says: on standard error for people, on standard output for whoever asked. Messages may hold what a daemon, a file name or a
  * task said, so control characters in them are made visible. Colour is sparing: states, names and titles.
  */
-#include "client/ctl/ctl.h"
-#include "client/ctl/text.h"
+#include "ctl.h"
+#include "text.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -135,7 +135,7 @@ int ctl_flush(struct ctl *ctl) {
         return r;
 }
 
-/* -- colour ------------------------------------------------------------------------------------------------------------ */
+/* -- colour -------------------------------------------------------------------------------------------------------- */
 
 void ctl_style(struct ctl *ctl, struct om_buf *b, enum ctl_style style) {
         static const char *const codes[] = { [STYLE_NONE] = NULL,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Laying out a table: see table.h. Two spaces part the columns; a title is never a reason to cut a cell. */
-#include "client/ctl/table.h"
-#include "client/ctl/text.h"
+#include "table.h"
+#include "text.h"
 
 #include <stdlib.h>
 

@@ -5,7 +5,7 @@
  * A table for people: columns aligned by display width, numbers to the right, fitted into the terminal by cutting the widest column.
  * A column in which nothing stands is left out. Thread: one.
  */
-#include "client/ctl/ctl.h"
+#include "ctl.h"
 
 struct table_column {
         const char *title;

@@ -3,9 +3,9 @@
  * The terminal: see term.h. What puts it back is called from signal handlers too, so it makes only calls that are allowed there (write,
  * tcsetattr, sigaction, raise); what it needs stands in static variables that are set before the handlers are.
  */
-#include "client/ctl/term.h"
+#include "term.h"
 
-#include "proto/buf.h"
+#include "../../proto/buf.h"
 
 #include <errno.h>
 #include <poll.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Widths, cutting, escaping, and numbers for people: see text.h. */
-#include "client/ctl/text.h"
+#include "text.h"
 
 #include <locale.h>
 #include <math.h>
@@ -148,7 +148,7 @@ void text_put_spaces(struct om_buf *b, size_t n) {
         }
 }
 
-/* -- numbers for people ------------------------------------------------------------------------------------------------ */
+/* -- numbers for people -------------------------------------------------------------------------------------------- */
 
 /* Local time; false for what no calendar has. */
 static bool local(double when, struct tm *ret) {

@@ -8,7 +8,7 @@
  * characters are shown as escapes, so that no task can move the cursor, clear the screen or hide text. Widths are those of the C library
  * for UTF-8, whatever the locale. Thread: one.
  */
-#include "proto/buf.h"
+#include "../../proto/buf.h"
 
 /* Decodes the character at `p`; *ret_len is its length (1 for a byte that is no UTF-8, and the character is then U+FFFD). n > 0. */
 uint32_t text_char(const char *p, size_t n, size_t *ret_len);

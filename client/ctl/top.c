@@ -6,12 +6,12 @@
  * picture before. Topics are shown by what column the user sorts by. In a pipe one picture is printed, measured over one interval. A daemon
  * that is away is said so on the screen, and waited for.
  */
-#include "client/ctl/ctl.h"
-#include "client/ctl/doc.h"
-#include "client/ctl/table.h"
-#include "client/ctl/term.h"
-#include "client/ctl/text.h"
-#include "client/ctl/view.h"
+#include "ctl.h"
+#include "doc.h"
+#include "table.h"
+#include "term.h"
+#include "text.h"
+#include "view.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -78,7 +78,7 @@ static int take_sample(struct top *t) {
         return 0;
 }
 
-/* -- rates ------------------------------------------------------------------------------------------------------------- */
+/* -- rates --------------------------------------------------------------------------------------------------------- */
 
 /* The element of `array` whose members `topic` and, where given, `agent` are these (raw JSON). */
 static struct om_json_value find(struct om_json_value array, struct om_json_value topic, struct om_json_value agent) {
@@ -128,7 +128,7 @@ static void put_rate(struct om_buf *b, double r) {
         }
 }
 
-/* -- the table --------------------------------------------------------------------------------------------------------- */
+/* -- the table ----------------------------------------------------------------------------------------------------- */
 
 static const struct table_column columns[] = { { "TOPIC, AGENT", false, false }, { "WORKERS", true, true }, { "TASKS", true, true },
         { "LAG", true, true }, { "LEASED", true, true }, { "RETRYING", true, true }, { "DEAD", true, true }, { "PUB/S", true, true },
@@ -328,7 +328,7 @@ static void put_picture(struct top *t) {
         }
 }
 
-/* -- the loop ---------------------------------------------------------------------------------------------------------- */
+/* -- the loop ------------------------------------------------------------------------------------------------------ */
 
 /* Does what a key says; false ends. */
 static bool obey(struct top *t, int key) {

@@ -5,9 +5,9 @@
  * What is simple stands on the line of its object; objects and arrays are branches. An element of an array goes by its name, agent, id or
  * topic. An object whose only branch is an array shows that array's elements as its own: topics → groups.
  */
-#include "client/ctl/doc.h"
-#include "client/ctl/text.h"
-#include "client/ctl/view.h"
+#include "doc.h"
+#include "text.h"
+#include "view.h"
 
 enum { VALUE_MAX = 72 }; /* columns of a text value in a line */
 

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Answers in each format: see view.h. */
-#include "client/ctl/view.h"
-#include "client/ctl/doc.h"
-#include "client/ctl/table.h"
-#include "client/ctl/text.h"
+#include "view.h"
+#include "doc.h"
+#include "table.h"
+#include "text.h"
 
 #include <ctype.h>
 #include <stdlib.h>
 
 enum { COLUMNS_MAX = 32 };
 
-/* -- values ------------------------------------------------------------------------------------------------------------ */
+/* -- values -------------------------------------------------------------------------------------------------------- */
 
 enum ctl_style view_status_style(struct om_json_value v) {
         static const struct {
@@ -127,7 +127,7 @@ void view_put_raw(struct om_buf *b, struct om_json_value v) {
         }
 }
 
-/* -- formats ----------------------------------------------------------------------------------------------------------- */
+/* -- formats ------------------------------------------------------------------------------------------------------- */
 
 void view_put_json(struct ctl *ctl, struct om_json_value v) {
         doc_put_pretty(&ctl->out, v, ctl->out_tty ? DOC_SAFE : 0, ctl, 0);

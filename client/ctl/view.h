@@ -11,7 +11,7 @@
  *
  * Everything is appended to ctl->out. Thread: one.
  */
-#include "client/ctl/ctl.h"
+#include "ctl.h"
 
 enum view_kind {
         VIEW_TEXT,

@@ -5,10 +5,10 @@
  * A watch belongs to its connection: when the daemon went away and came back, it is asked for again. Events are written out after each
  * turn, so that a reader of a pipe sees them at once. A watcher that is too slow is told by the daemon how many it missed, and tells so.
  */
-#include "client/ctl/ctl.h"
-#include "client/ctl/doc.h"
-#include "client/ctl/text.h"
-#include "client/ctl/view.h"
+#include "ctl.h"
+#include "doc.h"
+#include "text.h"
+#include "view.h"
 
 #include <errno.h>
 #include <inttypes.h>

@@ -46,7 +46,7 @@ static omni_agent *serve(omni_client *c, const char *topic, const char *name, om
         return a;
 }
 
-/* -- handlers --------------------------------------------------------------------------------------------------------- */
+/* -- handlers ------------------------------------------------------------------------------------------------------ */
 
 struct count {
         int seen, stop_at, attempt;
@@ -112,7 +112,7 @@ START_TEST(test_the_daemon_understands_every_option_that_the_library_sends) {
         task.correlation_id = "co";
         task.causation_id = "ca";
         task.source = "s";
-        task.tenant_id = "te";
+        task.tenant_id = "acme";
         task.traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         task.headers = "{\"h\":\"v\"}";
         char id[OMNI_ID_SIZE];
@@ -201,6 +201,25 @@ START_TEST(test_a_task_failed_for_good_is_a_dead_letter) {
 }
 END_TEST
 
+/* A task stands deeper in what the daemon sends than in its publish. */
+START_TEST(test_content_nested_to_the_limit_is_delivered_and_read_as_a_dead_letter) {
+        enum { DEPTH = 60 }; /* the limit is 64; body, params, task, payload are around it */
+        omni_client *c = client_new();
+        char content[2 * DEPTH + 1], params[400], *list;
+        memset(content, '[', DEPTH);
+        memset(content + DEPTH, ']', DEPTH);
+        content[2 * DEPTH] = '\0';
+        serve(c, "deep", "d", fail_for_good, NULL);
+        snprintf(params, sizeof(params), "{\"task\":{\"topic\":\"deep\",\"payload\":{\"content\":%s}}}", content);
+        OK(omni_call(c, "task.publish", params, NULL, NULL));
+        OK(omni_run(c));
+        OK(omni_call(c, "dlq.list", "{\"topic\":\"deep\",\"agent\":\"d\"}", &list, NULL));
+        ck_assert_ptr_nonnull(strstr(list, content));
+        free(list);
+        omni_free(c);
+}
+END_TEST
+
 static void settled(omni_client *c, int status, const char *error, void *user) {
         *(int *) user = status;
         omni_stop(c);
@@ -273,7 +292,7 @@ START_TEST(test_what_the_daemon_refuses_has_errno_and_words) {
 }
 END_TEST
 
-/* -- the daemon goes and comes ---------------------------------------------------------------------------------------- */
+/* -- the daemon goes and comes ------------------------------------------------------------------------------------- */
 
 START_TEST(test_client_and_agent_survive_restarts) {
         omni_client *c = client_new();
@@ -374,7 +393,7 @@ START_TEST(test_no_publish_is_lost_while_the_daemon_is_killed_again_and_again) {
                 n++;
         }
         pthread_join(thread, NULL);
-        struct seen seen = { .wanted = n, .times = calloc((size_t) n, 1) };
+        struct seen seen = { .wanted = n, .times = calloc((size_t) n + 1, 1) };
         serve(c, "kills", "k", mark, &seen);
         OK(omni_run(c));
         ck_assert_int_eq(seen.n, n);
@@ -401,7 +420,7 @@ START_TEST(test_idempotency_keys_publish_once_though_the_daemon_is_killed) {
                 ck_assert_msg(r == 0 || r == 1, "%d: %s", r, omni_strerror(c));
         }
         pthread_join(thread, NULL);
-        struct seen seen = { .wanted = n, .times = calloc((size_t) n, 1) };
+        struct seen seen = { .wanted = n, .times = calloc((size_t) n + 1, 1) };
         serve(c, "once", "o", mark, &seen);
         OK(omni_run(c));
         for (int i = 0; i < n; i++)
@@ -411,7 +430,7 @@ START_TEST(test_idempotency_keys_publish_once_though_the_daemon_is_killed) {
 }
 END_TEST
 
-/* -- two workers ------------------------------------------------------------------------------------------------------ */
+/* -- two workers --------------------------------------------------------------------------------------------------- */
 
 static void hold_only(omni_agent *agent, omni_task *task, void *user) {
         *(int *) user += 1;
@@ -506,6 +525,7 @@ int main(void) {
         tcase_add_test(work, test_many_tasks_are_published_and_handled_each_once);
         tcase_add_test(work, test_a_failed_task_comes_back_with_its_attempt_counted);
         tcase_add_test(work, test_a_task_failed_for_good_is_a_dead_letter);
+        tcase_add_test(work, test_content_nested_to_the_limit_is_delivered_and_read_as_a_dead_letter);
         tcase_add_test(work, test_outputs_of_an_ack_are_published);
         tcase_add_test(work, test_handlers_may_block_on_the_same_client);
         tcase_add_test(work, test_what_the_daemon_refuses_has_errno_and_words);

@@ -48,7 +48,6 @@ case $(basename "$build") in
 esac
 compiler=gcc
 case $(basename "$build") in *clang*) compiler=clang ;; esac
-[[ $compiler != clang || -z $flags ]] || flags+=" -shared-libsan -Wl,-rpath,$(dirname "$(clang -print-file-name=libclang_rt.asan-x86_64.so)")"
 build_examples() {
         cp -r "$prefix/share/doc/omnidaemon/examples" "$work/examples" &&
                 PKG_CONFIG_PATH=$prefix/lib/pkgconfig make -C "$work/examples" CC="$compiler" CFLAGS="-O1 -Wall -Wextra -Wno-unused-parameter -Werror $flags"

@@ -8,7 +8,7 @@
 #include "../../backends/url.h"
 #include "bus_user.h"
 
-/* -- the loop ---------------------------------------------------------------------------------------------------------------- */
+/* -- the loop ------------------------------------------------------------------------------------------------------ */
 
 static void on_tick(evutil_socket_t fd, short what, void *ctx) {
         (void) fd;
@@ -36,7 +36,7 @@ static bool never(void *ctx) {
 bool bus_until(struct bus_user *u, const bool *flag, int ms) { return run_until(u, flag_set, (void *) (uintptr_t) flag, ms); }
 void bus_run(struct bus_user *u, int ms) { run_until(u, never, NULL, ms); }
 
-/* -- completions ------------------------------------------------------------------------------------------------------------- */
+/* -- completions --------------------------------------------------------------------------------------------------- */
 
 struct waiting {
         struct bus_user *u;
@@ -74,7 +74,7 @@ static struct waiting *begin(struct waiting *w, struct bus_user *u) {
         return w;
 }
 
-/* -- opening ------------------------------------------------------------------------------------------------------------------- */
+/* -- opening ------------------------------------------------------------------------------------------------------- */
 
 static void on_state(void *core, enum om_bus_state state, const struct om_error *error) {
         struct bus_user *u = core;
@@ -136,7 +136,7 @@ void bus_close(struct bus_user *u) {
         om_loop_free(u->loop);
 }
 
-/* -- publishing ---------------------------------------------------------------------------------------------------------------- */
+/* -- publishing ---------------------------------------------------------------------------------------------------- */
 
 struct made {
         struct om_task task;
@@ -208,7 +208,7 @@ int bus_put_many(struct bus_user *u, const char *topic, int from, int n) {
         return r;
 }
 
-/* -- groups ---------------------------------------------------------------------------------------------------------------------- */
+/* -- groups -------------------------------------------------------------------------------------------------------- */
 
 struct bus_group *bus_serve(struct bus_user *u, const char *topic, const char *agent, enum om_start start, int64_t start_ms) {
         struct bus_group *g = calloc(1, sizeof *g);
@@ -325,7 +325,7 @@ int bus_ack_publishing(struct bus_group *g, size_t at, const char *const *jsons,
         return r;
 }
 
-/* -- looking in and changing ------------------------------------------------------------------------------------------------------- */
+/* -- looking in and changing --------------------------------------------------------------------------------------- */
 
 int bus_query(struct bus_user *u, struct om_bus_query *q) {
         struct waiting w;

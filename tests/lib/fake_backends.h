@@ -41,7 +41,7 @@ void fake_store_state(enum om_store_state state); /* what the storage tells the 
 const char *fake_stored(enum om_store_kind kind, const char *key, const char *name);
 void fake_store(enum om_store_kind kind, const char *key, const char *name, const char *value);
 
-/* -- clients: the other ends of socketpairs, blocking nowhere --------------------------------------------------------------- */
+/* -- clients: the other ends of socketpairs, blocking nowhere ------------------------------------------------------ */
 
 int fake_connect(void);                     /* returns the client's descriptor */
 void client_send(int fd, const char *body); /* one frame */

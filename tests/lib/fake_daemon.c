@@ -29,7 +29,7 @@ static void die(const char *what) {
 
 static void listen_at(struct fake *f) {
         struct sockaddr_un address = { .sun_family = AF_UNIX };
-        strcpy(address.sun_path, f->path);
+        snprintf(address.sun_path, sizeof(address.sun_path), "%s", f->path);
         f->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
         if (f->listen_fd < 0 || bind(f->listen_fd, (struct sockaddr *) &address, sizeof(address)) < 0 || listen(f->listen_fd, 16) < 0)
                 die("listen");
@@ -49,7 +49,7 @@ struct fake *fake_start(fake_script *script, void *user) {
         f->script = script;
         f->user = user;
         f->fd = -1;
-        strcpy(f->dir, "/tmp/omni-fake-XXXXXX");
+        snprintf(f->dir, sizeof(f->dir), "/tmp/omni-fake-XXXXXX");
         if (!mkdtemp(f->dir))
                 die("mkdtemp");
         snprintf(f->path, sizeof(f->path), "%s/d.sock", f->dir);

@@ -56,7 +56,7 @@ static void append(struct front *f, struct front_job *job) {
         f->tail = (struct front_job **) &job->work.next;
 }
 
-/* -- on the loop ------------------------------------------------------------------------------------------------------------- */
+/* -- on the loop --------------------------------------------------------------------------------------------------- */
 
 static void on_readable(evutil_socket_t fd, short what, void *arg) {
         struct front *f = arg;
@@ -77,7 +77,7 @@ static int start_loop(struct front *f, struct om_error *e) {
         return f->readable && event_add(f->readable, NULL) == 0 ? 0 : om_error_set_errno(e, ENOMEM, "event");
 }
 
-/* -- on a thread of its own -------------------------------------------------------------------------------------------------- */
+/* -- on a thread of its own ---------------------------------------------------------------------------------------- */
 
 static void *thread_main(void *arg) {
         struct front *f = arg;
@@ -104,7 +104,7 @@ static void thread_gone(struct om_post *post) {
         f->stopped->fn(f->stopped);
 }
 
-/* -- on a worker ------------------------------------------------------------------------------------------------------------- */
+/* -- on a worker --------------------------------------------------------------------------------------------------- */
 
 static int worker_turn(void *ctx, struct om_work *list) {
         for (struct om_work *next; list; list = next) {
@@ -114,7 +114,7 @@ static int worker_turn(void *ctx, struct om_work *list) {
         return -1;
 }
 
-/* -- all of them ------------------------------------------------------------------------------------------------------------- */
+/* -- all of them --------------------------------------------------------------------------------------------------- */
 
 int front_new(enum front_kind kind, struct om_host *host, struct front **ret, struct om_error *e) {
         struct front *f = calloc(1, sizeof(*f));

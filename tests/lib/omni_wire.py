@@ -33,6 +33,7 @@ def default_socket():
 class Omni:
     def __init__(self, path=None, timeout=30):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.timeout = timeout  # of each wait for a message, unless it says otherwise
         self.sock.settimeout(timeout)
         self.sock.connect(path or default_socket())
         self.ids = itertools.count(1)
@@ -46,6 +47,7 @@ class Omni:
 
     # -- frames
     def send_raw(self, data):
+        self.sock.settimeout(self.timeout)
         self.sock.sendall(data)
 
     def send_body(self, body):
@@ -53,8 +55,7 @@ class Omni:
 
     def receive(self, timeout=None):
         """The next message, or None when the daemon closed the connection."""
-        if timeout is not None:
-            self.sock.settimeout(timeout)
+        self.sock.settimeout(self.timeout if timeout is None else timeout)
         while True:
             if len(self.inbox) >= 4:
                 (length,) = struct.unpack(">I", self.inbox[:4])

@@ -106,7 +106,7 @@ struct job {
         int64_t next_due_ms;               /* INT64_MAX: nothing waits */
 };
 
-/* -- the core ---------------------------------------------------------------------------------------------------------------------- */
+/* -- the core ------------------------------------------------------------------------------------------------------ */
 
 static struct topic *topic_find(struct om_bus *b, struct om_span name, bool make) {
         struct topic **link = &b->topics;
@@ -430,7 +430,7 @@ static void run(struct front_job *f) {
         pump(job);
 }
 
-/* -- back on the loop -------------------------------------------------------------------------------------------------------------- */
+/* -- back on the loop ---------------------------------------------------------------------------------------------- */
 
 static struct job *job_new(struct om_bus *b, enum type type, struct om_op *op);
 
@@ -536,7 +536,7 @@ static void done(struct front_job *f) {
                 front_stop(b->front, &b->stopped);
 }
 
-/* -- the contract ------------------------------------------------------------------------------------------------------------------- */
+/* -- the contract -------------------------------------------------------------------------------------------------- */
 
 static void cancel(struct om_op *op) { atomic_store(&((struct job *) op->backend)->cancelled, true); }
 

@@ -49,7 +49,7 @@ struct job {
         struct om_error error;
 };
 
-/* -- the core: one job at a time ------------------------------------------------------------------------------------------------ */
+/* -- the core: one job at a time ----------------------------------------------------------------------------------- */
 
 static bool alive(const struct row *r, int64_t now) { return r->entry.expires_ms == 0 || r->entry.expires_ms > now; }
 
@@ -213,7 +213,7 @@ static int run_one(struct om_store *s, struct job *job) {
         return -EINVAL;
 }
 
-/* -- the contract ---------------------------------------------------------------------------------------------------------------- */
+/* -- the contract -------------------------------------------------------------------------------------------------- */
 
 static void run(struct front_job *f) {
         struct job *job = (struct job *) f;

@@ -48,7 +48,7 @@ static void register_agent(const char *more) {
 
 static const char *record(void) { return fake_stored(OM_STORE_AGENTS, "t", "a"); }
 
-/* -- registering -------------------------------------------------------------------------------------------------------------- */
+/* -- registering --------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_registration_saves_the_agents_record_with_the_config_in_force) {
         register_agent(
@@ -159,7 +159,7 @@ START_TEST(test_a_client_that_goes_while_it_registers_leaves_no_worker) {
 }
 END_TEST
 
-/* -- looking, pausing, deleting --------------------------------------------------------------------------------------------------- */
+/* -- looking, pausing, deleting ------------------------------------------------------------------------------------ */
 
 START_TEST(test_agents_are_listed_with_workers_and_pauses) {
         register_agent("");
@@ -212,7 +212,7 @@ START_TEST(test_deleting_a_topic_removes_all_its_agents) {
 }
 END_TEST
 
-/* -- settings, storage, health -------------------------------------------------------------------------------------------------------- */
+/* -- settings, storage, health ------------------------------------------------------------------------------------- */
 
 START_TEST(test_settings_are_set_listed_and_deleted) {
         expect_has(ask("config.set", "{\"key\":\"a/\\u0062..\",\"value\":{\"x\":[1, 2]}}"), "\"result\":{}");

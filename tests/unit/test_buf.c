@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Buffers, the JSON written into them, arenas, and errors. */
-#include "proto/json_scan.h"
+#include "../../proto/json_scan.h"
 
 #include <check.h>
 #include <errno.h>
@@ -230,7 +230,7 @@ START_TEST(test_an_arena_keeps_all_pieces_apart_and_aligned) {
 }
 END_TEST
 
-/* -- errors ----------------------------------------------------------------------------------------------------------------- */
+/* -- errors -------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_kind_errno_and_name_agree) {
         for (unsigned k = OM_OK; k <= OM_INTERNAL; k++) {

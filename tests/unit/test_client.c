@@ -41,7 +41,7 @@ static int64_t now_ms(void) {
 #define DELIVER(subscription, tasks) \
         "{\"jsonrpc\":\"2.0\",\"method\":\"task.deliver\",\"params\":{\"subscription\":" #subscription ",\"tasks\":[" tasks "]}}"
 
-/* -- clients ---------------------------------------------------------------------------------------------------------- */
+/* -- clients ------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_missing_daemon_is_named_with_what_to_do) {
         omni_client_options options = OMNI_CLIENT_OPTIONS_INIT;
@@ -212,7 +212,7 @@ START_TEST(test_calls_that_are_wrong_are_refused_without_a_daemon) {
 }
 END_TEST
 
-/* -- a connection that ends ------------------------------------------------------------------------------------------- */
+/* -- a connection that ends ---------------------------------------------------------------------------------------- */
 
 static void script_break_during_call(struct fake *f) {
         fake_meet(f);
@@ -364,7 +364,7 @@ START_TEST(test_an_answer_that_comes_too_late_does_no_harm) {
 }
 END_TEST
 
-/* -- rubbish ---------------------------------------------------------------------------------------------------------- */
+/* -- rubbish ------------------------------------------------------------------------------------------------------- */
 
 static const struct {
         const char *name, *body;
@@ -493,7 +493,7 @@ START_TEST(test_more_tasks_than_prefetch_are_a_protocol_error) {
 }
 END_TEST
 
-/* -- agents ----------------------------------------------------------------------------------------------------------- */
+/* -- agents -------------------------------------------------------------------------------------------------------- */
 
 static void script_one_task(struct fake *f) {
         fake_meet(f);
@@ -1058,7 +1058,7 @@ START_TEST(test_all_options_of_an_agent_are_sent) {
 }
 END_TEST
 
-/* -- from inside handlers --------------------------------------------------------------------------------------------- */
+/* -- from inside handlers ------------------------------------------------------------------------------------------ */
 
 static void script_publish_in_handler(struct fake *f) {
         fake_meet(f);
@@ -1193,7 +1193,7 @@ START_TEST(test_a_connection_that_ends_inside_a_handler_is_made_again_there) {
 }
 END_TEST
 
-/* -- publishing ------------------------------------------------------------------------------------------------------- */
+/* -- publishing ---------------------------------------------------------------------------------------------------- */
 
 static void script_publish_many(struct fake *f) {
         fake_meet(f);
@@ -1260,7 +1260,7 @@ static void script_async(struct fake *f) {
         ck_assert(fake_has(f, "\"content\":\"first\"") && fake_has(f, "\"content\":\"second\""));
         ck_assert(fake_has(f,
                 "\"payload\":{\"content\":\"second\",\"reply_to\":\"r\",\"webhook\":\"http://x\"},\"key\":\"k\","
-                "\"idempotency_key\":\"i\",\"correlation_id\":\"co\",\"causation_id\":\"ca\",\"source\":\"s\",\"tenant_id\":\"te\","
+                "\"idempotency_key\":\"i\",\"correlation_id\":\"co\",\"causation_id\":\"ca\",\"source\":\"s\",\"tenant_id\":\"acme\","
                 "\"traceparent\":\"tr\",\"headers\":{\"h\":\"v\"},\"priority\":9,\"ttl_ms\":1,\"delay_ms\":2}"));
         fake_reply(f, "{\"results\":[{\"id\":\"1\"},{\"error\":{\"code\":-32000,\"message\":\"full\",\"data\":{\"kind\":\"limit\"}}}]}");
         fake_expect(f, "task.publish");
@@ -1292,7 +1292,7 @@ START_TEST(test_publishes_of_one_turn_travel_together_and_are_told_apart) {
         task.content = "\"second\" ";
         task.content_len = 8;
         task.reply_to = "r", task.webhook = "\"http://x\"", task.key = "k", task.idempotency_key = "i", task.correlation_id = "co";
-        task.causation_id = "ca", task.source = "s", task.tenant_id = "te", task.traceparent = "tr", task.headers = "{\"h\":\"v\"}";
+        task.causation_id = "ca", task.source = "s", task.tenant_id = "acme", task.traceparent = "tr", task.headers = "{\"h\":\"v\"}";
         task.priority = 9, task.ttl_ms = 1, task.delay_ms = 2;
         ck_assert_int_eq(omni_publish_async(c, &task, keep_published, &second), 0);
         ck_assert_int_eq(first.n, 0);
@@ -1372,7 +1372,7 @@ START_TEST(test_waiting_for_a_result_survives_a_restart) {
 }
 END_TEST
 
-/* -- loops, stopping --------------------------------------------------------------------------------------------------- */
+/* -- loops, stopping ----------------------------------------------------------------------------------------------- */
 
 static void script_loop(struct fake *f) {
         fake_meet(f);
@@ -1451,6 +1451,7 @@ START_TEST(test_stop_and_wakeup_come_from_other_threads) {
 END_TEST
 
 static omni_client *signalled;
+/* NOLINTNEXTLINE(bugprone-signal-handler): omni_stop() is made for this. */
 static void on_alarm(int number) { omni_stop(signalled); }
 
 START_TEST(test_stop_comes_from_a_signal_handler) {

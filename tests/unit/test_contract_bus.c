@@ -79,7 +79,7 @@ static void rest(int ms) {
                 turn();
 }
 
-/* -- operations ------------------------------------------------------------------------------------------------------------------ */
+/* -- operations ---------------------------------------------------------------------------------------------------- */
 
 struct answer {
         int completions, status;
@@ -276,7 +276,7 @@ static int change(enum om_bus_change_type type, const char *topic, const char *a
         return r;
 }
 
-/* -- cases ------------------------------------------------------------------------------------------------------------------------ */
+/* -- cases --------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_first_group_gets_what_was_published_before_it_in_order) {
         static struct group g;

@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "client/ctl/ctl.h"
-#include "client/ctl/help.h"
+#include "../../client/ctl/ctl.h"
+#include "../../client/ctl/help.h"
 
 static struct args a;
 static struct om_error e;
@@ -127,6 +127,9 @@ START_TEST(test_a_value_that_may_be_left_out_takes_only_a_time) {
         ck_assert_int_eq(args_number(&a, "watch", 0), 500);
         ck_assert_int_eq(parse("health -w"), 0);
         ck_assert(args_has(&a, "watch"));
+        ck_assert_int_eq(parse("bus stats -w 1 words"), 0);
+        ck_assert_int_eq(args_number(&a, "watch", 0), 1000);
+        ck_assert_str_eq(args_text(&a, "topic"), "words");
 }
 END_TEST
 
@@ -169,7 +172,7 @@ START_TEST(test_times_and_sizes_have_units) {
 }
 END_TEST
 
-/* -- the table ------------------------------------------------------------------------------------------------------- */
+/* -- the table ----------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_every_command_has_help_and_examples_that_parse) {
         for (const struct command *c = ctl_commands; c->path; c++) {

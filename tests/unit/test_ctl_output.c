@@ -6,13 +6,13 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "client/ctl/ctl.h"
-#include "client/ctl/doc.h"
-#include "client/ctl/input.h"
-#include "client/ctl/progress.h"
-#include "client/ctl/table.h"
-#include "client/ctl/text.h"
-#include "client/ctl/view.h"
+#include "../../client/ctl/ctl.h"
+#include "../../client/ctl/doc.h"
+#include "../../client/ctl/input.h"
+#include "../../client/ctl/progress.h"
+#include "../../client/ctl/table.h"
+#include "../../client/ctl/text.h"
+#include "../../client/ctl/view.h"
 
 static struct ctl ctl;
 static struct om_buf b;
@@ -97,7 +97,7 @@ START_TEST(test_times_read_as_people_say_them) {
 }
 END_TEST
 
-/* -- tables ---------------------------------------------------------------------------------------------------------- */
+/* -- tables -------------------------------------------------------------------------------------------------------- */
 
 static const struct table_column columns[] = { { "ID", false, true }, { "N", true, false }, { "NOTE", false, false },
         { "EMPTY", false, false } };
@@ -238,7 +238,7 @@ START_TEST(test_doc_finds_members_by_path) {
 }
 END_TEST
 
-/* -- the rest -------------------------------------------------------------------------------------------------------- */
+/* -- the rest ------------------------------------------------------------------------------------------------------ */
 
 START_TEST(test_progress_shows_share_rate_and_what_is_left) {
         struct progress p = { .ctl = &ctl, .label = "publishing", .total = 300, .done = 150 };

@@ -20,7 +20,7 @@ static struct om_core *core;
 static struct om_settings settings;
 static char state_dir[64];
 
-/* -- the daemon's side ---------------------------------------------------------------------------------------------------------- */
+/* -- the daemon's side --------------------------------------------------------------------------------------------- */
 
 static void turns(int n) {
         while (n--)
@@ -65,7 +65,7 @@ static void end(void) {
         core = NULL;
 }
 
-/* -- a client's side -------------------------------------------------------------------------------------------------------------- */
+/* -- a client's side ----------------------------------------------------------------------------------------------- */
 
 struct client {
         int fd;
@@ -231,7 +231,7 @@ static void collect(struct client *c, struct got *got, int n) {
 }
 static struct got got;
 
-/* -- the way of a task -------------------------------------------------------------------------------------------------------------- */
+/* -- the way of a task --------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_published_task_is_delivered_saved_and_acknowledged_in_this_order) {
         struct client *c = connect_client();
@@ -365,7 +365,7 @@ START_TEST(test_what_a_client_never_saw_goes_back_uncounted_on_unregister) {
 }
 END_TEST
 
-/* -- the end of a lease ---------------------------------------------------------------------------------------------------------------- */
+/* -- the end of a lease -------------------------------------------------------------------------------------------- */
 
 START_TEST(test_an_ack_after_the_lease_is_a_conflict_and_a_number_never_given_is_not_found) {
         struct client *c = connect_client();
@@ -461,8 +461,7 @@ START_TEST(test_what_the_bus_takes_back_is_revoked_and_settled_away) {
 }
 END_TEST
 
-/* -- failing ------------------------------------------------------------------------------------------------------------------------------
- */
+/* -- failing ------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_failed_task_comes_back_with_the_next_attempt_then_is_dead_with_its_record) {
         struct client *c = connect_client();
@@ -501,8 +500,7 @@ START_TEST(test_retry_false_goes_to_the_dead_letters_at_once) {
 }
 END_TEST
 
-/* -- outputs
- * -------------------------------------------------------------------------------------------------------------------------------- */
+/* -- outputs ------------------------------------------------------------------------------------------------------- */
 
 static void ack_with_outputs(struct client *c) {
         serve(c, "in", "n", "{}");
@@ -598,8 +596,7 @@ START_TEST(test_a_bad_output_changes_nothing_and_the_lease_goes_on) {
 }
 END_TEST
 
-/* -- faults at each step
- * ------------------------------------------------------------------------------------------------------------------- */
+/* -- faults at each step ------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_fault_at_any_step_of_an_ack_leaves_the_lease_and_a_repeat_succeeds) {
         struct client *c = connect_client();
@@ -713,8 +710,7 @@ START_TEST(test_a_connection_that_closes_during_its_ack_does_not_undo_it) {
 }
 END_TEST
 
-/* -- publishing
- * ------------------------------------------------------------------------------------------------------------------------------- */
+/* -- publishing ---------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_publishes_of_one_turn_are_one_batch_and_keep_their_order) {
         struct client *c = connect_client();
@@ -859,8 +855,7 @@ START_TEST(test_a_key_whose_first_publish_failed_is_published_under_the_first_id
 }
 END_TEST
 
-/* -- results
- * ------------------------------------------------------------------------------------------------------------------------------------ */
+/* -- results ------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_who_waits_for_a_result_is_woken_when_it_is_saved) {
         struct client *c = connect_client(), *w = connect_client();
@@ -919,9 +914,7 @@ START_TEST(test_save_results_false_saves_nothing_on_success) {
 }
 END_TEST
 
-/* -- groups
- * ---------------------------------------------------------------------------------------------------------------------------------------
- */
+/* -- groups -------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_paused_group_gets_nothing_until_it_is_resumed) {
         struct client *c = connect_client();
@@ -1004,9 +997,7 @@ START_TEST(test_a_slow_reader_is_given_a_bounded_amount_and_others_get_the_rest)
 }
 END_TEST
 
-/* -- stopping
- * ----------------------------------------------------------------------------------------------------------------------------------------
- */
+/* -- stopping ------------------------------------------------------------------------------------------------------ */
 
 START_TEST(test_a_stop_waits_for_what_is_leased_and_takes_its_ack) {
         struct client *c = connect_client();

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Frames: read from any cut of the bytes, never beyond them; written whole or not at all. */
-#include "proto/frame.h"
+#include "../../proto/frame.h"
 
 #include <check.h>
 #include <errno.h>

@@ -3,7 +3,7 @@
  * The JSON reader: what it takes and refuses, where it says that values stand, and what it makes of them. Jansson is the
  * second opinion: on generated and on mutated texts both must agree, and where they accept, on every value.
  */
-#include "proto/json_scan.h"
+#include "../../proto/json_scan.h"
 
 #include <check.h>
 #include <errno.h>
@@ -164,7 +164,7 @@ START_TEST(test_levels_entered_count_as_depth) {
 }
 END_TEST
 
-/* -- against jansson ---------------------------------------------------------------------------------------------------- */
+/* -- against jansson ----------------------------------------------------------------------------------------------- */
 
 static uint64_t seed = 0x2545f4914f6cdd1d;
 static unsigned any(unsigned below) {
@@ -415,7 +415,7 @@ START_TEST(test_jansson_agrees_on_the_tables) {
 }
 END_TEST
 
-/* -- both ways over a value ------------------------------------------------------------------------------------------------ */
+/* -- both ways over a value ---------------------------------------------------------------------------------------- */
 
 START_TEST(test_both_modes_find_the_same_end_at_every_alignment) {
         struct om_buf b = OM_BUF_INIT;
@@ -480,7 +480,7 @@ START_TEST(test_the_wrong_thing_next_is_refused) {
 }
 END_TEST
 
-/* -- strings and numbers --------------------------------------------------------------------------------------------------- */
+/* -- strings and numbers ------------------------------------------------------------------------------------------- */
 
 static struct om_json_value value_of(const char *text) {
         struct om_json j;
@@ -590,7 +590,7 @@ START_TEST(test_doubles_of_many_digits_are_the_nearest_ones) {
 }
 END_TEST
 
-/* -- members ------------------------------------------------------------------------------------------------------------------ */
+/* -- members ------------------------------------------------------------------------------------------------------- */
 
 static int read_members(const char *text, struct om_json_member *m, struct om_error *e) {
         ck_assert_int_eq(om_json_check(om_span_of(text), 64, e), 0);

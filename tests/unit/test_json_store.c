@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "../../backends/json/journal.h"
 #include "../../backends/json/table.h"
 #include "../../proto/json_scan.h"
 #include "../../daemon/log.h"
@@ -33,7 +34,7 @@ static void open_it(struct user *u, const char *options) {
         ck_assert_msg(u->state == OM_STORE_READY, "%s", u->state_error.message);
 }
 
-/* -- opening again ------------------------------------------------------------------------------------------------------------ */
+/* -- opening again ------------------------------------------------------------------------------------------------- */
 
 static void write_some(struct user *u) {
         struct om_store_entry agent = { .key = OM_SPAN("greet"),
@@ -216,7 +217,7 @@ START_TEST(test_file_that_a_hand_broke_is_named_with_line_and_column_and_left_al
 }
 END_TEST
 
-/* -- journals ----------------------------------------------------------------------------------------------------------------- */
+/* -- journals ------------------------------------------------------------------------------------------------------ */
 
 /* Writes n results in a child that is killed, so that a journal is left. */
 static void leave_journal(int n) {
@@ -309,7 +310,36 @@ START_TEST(test_random_bytes_in_a_journal_never_harm) {
 }
 END_TEST
 
-/* -- death at any moment -------------------------------------------------------------------------------------------------------- */
+START_TEST(test_journal_that_its_file_holds_is_not_replayed_and_one_that_it_does_not_is) {
+        struct user u;
+        struct stat st;
+        char path[300];
+        struct om_store_list list = { .kind = OM_STORE_METRICS };
+        static const char held[] = "[\n  {\"n\":1}\n]\n";
+        for (int in_place = 0; in_place < 2; in_place++) {
+                struct om_buf b = OM_BUF_INIT;
+                size_t value;
+                test_write_file(folder, "metrics.json", held, sizeof(held) - 1);
+                snprintf(path, sizeof(path), "%s/metrics.json", folder);
+                ck_assert_int_eq(stat(path, &st), 0);
+                struct om_store_entry metric = { .value = OM_SPAN("{\"n\":1}") };
+                om_file_record_put(&b, &metric, 1, 0, &value);
+                size_t mark = om_journal_begin(&b);
+                om_buf_printf(&b, "{\"op\":\"held\",\"inode\":%llu,\"size\":%llu}", (unsigned long long) st.st_ino + !in_place,
+                        (unsigned long long) st.st_size);
+                om_journal_end(&b, mark, 0);
+                test_write_file(folder, "metrics.journal.old", b.data, b.len);
+                om_buf_deinit(&b);
+                open_it(&u, "");
+                ck_assert_int_eq(user_list(&u, &list), 0);
+                ck_assert_uint_eq(list.n, in_place ? 1 : 2);
+                user_close(&u);
+                ck_assert(!test_file_exists(folder, "metrics.journal.old"));
+        }
+}
+END_TEST
+
+/* -- death at any moment ------------------------------------------------------------------------------------------- */
 
 struct told {
         uint32_t batch;
@@ -407,7 +437,7 @@ START_TEST(test_what_was_acknowledged_survives_kill_9_at_any_moment) {
 }
 END_TEST
 
-/* -- compaction ----------------------------------------------------------------------------------------------------------------- */
+/* -- compaction ---------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_compaction_under_writes_keeps_every_last_word) {
         enum { KEYS = 400, ROUNDS = 60 };
@@ -472,7 +502,7 @@ START_TEST(test_only_the_newest_metrics_are_kept) {
 }
 END_TEST
 
-/* -- disks ---------------------------------------------------------------------------------------------------------------------- */
+/* -- disks --------------------------------------------------------------------------------------------------------- */
 
 static _Atomic int full, broken;
 static ssize_t write_or_full(int fd, const void *data, size_t len, off_t offset) {
@@ -604,7 +634,7 @@ END_TEST
 START_TEST(test_expired_results_leave_the_file_and_the_memory) {
         struct user u;
         char id[16];
-        open_it(&u, "?compact_min_bytes=4096");
+        open_it(&u, "?compact_min_bytes=4096&durability=memory");
         int64_t now = om_now_ms();
         for (int i = 0; i < 2000; i++) {
                 snprintf(id, sizeof(id), "%d", i);
@@ -635,6 +665,7 @@ int main(void) {
         tcase_add_test(t, test_journal_cut_at_any_byte_of_its_last_line_loses_that_line_alone);
         tcase_add_test(t, test_damage_in_the_middle_of_a_journal_is_an_error_that_names_the_line);
         tcase_add_test(t, test_random_bytes_in_a_journal_never_harm);
+        tcase_add_test(t, test_journal_that_its_file_holds_is_not_replayed_and_one_that_it_does_not_is);
         tcase_add_test(t, test_what_was_acknowledged_survives_kill_9_at_any_moment);
         tcase_add_test(t, test_compaction_under_writes_keeps_every_last_word);
         tcase_add_test(t, test_only_the_newest_metrics_are_kept);

@@ -94,7 +94,7 @@ static void assert_refused(const char *word) {
         ck_assert_msg(strstr(error.message, word), "\"%s\" is not in \"%s\"", word, error.message);
 }
 
-/* -- the path ----------------------------------------------------------------------------------------------------------------- */
+/* -- the path ------------------------------------------------------------------------------------------------------ */
 
 START_TEST(test_the_socket_has_its_mode_and_its_folder_can_be_entered) {
         mode_t before = umask(0), after;
@@ -207,7 +207,7 @@ START_TEST(test_a_group_may_be_a_number) {
 }
 END_TEST
 
-/* -- connections ----------------------------------------------------------------------------------------------------------------- */
+/* -- connections --------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_connections_are_handed_over_ready_for_the_loop) {
         int fds[100];
@@ -308,7 +308,7 @@ START_TEST(test_without_descriptors_a_client_is_told_and_later_ones_are_served) 
 }
 END_TEST
 
-/* -- from systemd ---------------------------------------------------------------------------------------------------------------------- */
+/* -- from systemd -------------------------------------------------------------------------------------------------- */
 
 static void hand_over(int type) {
         struct sockaddr_un address = { .sun_family = AF_UNIX };

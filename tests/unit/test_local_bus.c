@@ -64,7 +64,7 @@ static void expect_nothing(struct bus_group *g) { ck_assert_uint_eq(bus_take(g, 
 static void ack_all(struct bus_group *g) { ck_assert_int_eq(bus_settle(g, 0, g->n_got, OM_ACK, 0), 0); }
 #define DEPTH(topic) (bus_topic(&u, topic).depth)
 
-/* -- groups -------------------------------------------------------------------------------------------------------------------- */
+/* -- groups -------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_task_reaches_its_group_and_is_gone_after_the_ack) {
         struct bus_group *g = serve("t", "a");
@@ -162,6 +162,19 @@ START_TEST(test_two_groups_each_get_all_of_a_thousand_in_order) {
 }
 END_TEST
 
+START_TEST(test_a_group_that_was_just_given_up_can_be_served_at_once) {
+        for (int i = 0; i < 200; i++) {
+                struct bus_group *g = serve("t", "a");
+
+                ck_assert_int_eq(bus_put_many(&u, "t", i, 1), 0);
+                expect(g, i, 1);
+                ack_all(g);
+                u.ops->unsubscribe(g->sub); /* and not waited for */
+                bus_forget(g);
+        }
+}
+END_TEST
+
 START_TEST(test_no_more_than_wanted_is_handed_out) {
         struct bus_group *g = serve("t", "a");
 
@@ -196,7 +209,7 @@ START_TEST(test_a_group_given_up_and_taken_up_in_one_turn_is_served) {
 }
 END_TEST
 
-/* -- verdicts -------------------------------------------------------------------------------------------------------------------- */
+/* -- verdicts ------------------------------------------------------------------------------------------------------ */
 
 START_TEST(test_a_retry_comes_back_when_due_with_the_attempt_counted_and_holds_up_nobody) {
         struct bus_group *g = serve("t", "a");
@@ -332,7 +345,7 @@ START_TEST(test_a_full_bus_refuses_and_works_again_when_there_is_room) {
 }
 END_TEST
 
-/* -- dead letters -------------------------------------------------------------------------------------------------------------- */
+/* -- dead letters -------------------------------------------------------------------------------------------------- */
 
 static size_t letters(const char *topic, const char *agent, size_t limit, char *ret_first_id) {
         struct om_bus_query q = { .type = OM_QUERY_DEAD, .topic = om_span_of(topic), .agent = om_span_of(agent), .limit = limit };
@@ -426,7 +439,7 @@ START_TEST(test_dead_letters_are_listed_in_pages) {
 }
 END_TEST
 
-/* -- keys, priorities, patterns, time ------------------------------------------------------------------------------------------ */
+/* -- keys, priorities, patterns, time ------------------------------------------------------------------------------ */
 
 static void put_keyed(int content, const char *key) {
         char json[200];
@@ -627,7 +640,7 @@ START_TEST(test_an_idempotency_key_makes_one_task_per_topic_within_its_window) {
 }
 END_TEST
 
-/* -- replay ------------------------------------------------------------------------------------------------------------------------ */
+/* -- replay -------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_kept_tasks_can_be_replayed_from_the_first_and_from_a_time_and_go_when_old) {
         struct om_bus_change c = { .type = OM_CHANGE_SEEK, .topic = OM_SPAN("t"), .agent = OM_SPAN("a"), .start = OM_START_FIRST };
@@ -690,7 +703,7 @@ START_TEST(test_seeking_to_new_drops_what_waits_for_this_group_alone) {
 }
 END_TEST
 
-/* -- deleting ---------------------------------------------------------------------------------------------------------------------- */
+/* -- deleting ------------------------------------------------------------------------------------------------------ */
 
 START_TEST(test_deleting_a_group_drops_what_waits_for_it_alone_and_making_it_again_starts_clean) {
         struct bus_group *a = serve("t", "a"), *b = serve("t", "b");
@@ -817,6 +830,7 @@ int main(void) {
         tcase_add_test(t, test_tasks_published_before_the_first_group_wait_for_it_and_a_later_group_starts_after);
         tcase_add_test(t, test_start_first_new_and_time_override);
         tcase_add_test(t, test_two_groups_each_get_all_of_a_thousand_in_order);
+        tcase_add_test(t, test_a_group_that_was_just_given_up_can_be_served_at_once);
         tcase_add_test(t, test_no_more_than_wanted_is_handed_out);
         tcase_add_test(t, test_a_group_given_up_and_taken_up_in_one_turn_is_served);
         tcase_add_test(t, test_a_retry_comes_back_when_due_with_the_attempt_counted_and_holds_up_nobody);

@@ -44,7 +44,7 @@ static struct bus_group *serve(const char *topic, const char *agent) {
         return g;
 }
 
-/* -- one daemon a folder --------------------------------------------------------------------------------------------------- */
+/* -- one daemon a folder ------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_second_open_is_refused_and_names_the_folder_and_the_holder) {
         struct bus_user second;
@@ -88,7 +88,7 @@ START_TEST(test_a_damaged_file_is_refused_and_left_alone) {
 }
 END_TEST
 
-/* -- growth -------------------------------------------------------------------------------------------------------------------- */
+/* -- growth -------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_the_map_grows_while_tasks_are_out) {
         enum { KB = 200, TASKS = 1200 };
@@ -165,7 +165,7 @@ START_TEST(test_a_turn_that_finds_the_map_full_is_applied_again_and_once) {
 }
 END_TEST
 
-/* -- a disk that fails --------------------------------------------------------------------------------------------------------- */
+/* -- a disk that fails --------------------------------------------------------------------------------------------- */
 
 static int n_good, n_bad, bad_code;
 static int bad_commit(MDB_txn *txn) {
@@ -274,7 +274,7 @@ START_TEST(test_a_file_that_cannot_grow_leaves_the_old_tasks_intact) {
 }
 END_TEST
 
-/* -- death -------------------------------------------------------------------------------------------------------------------- */
+/* -- death --------------------------------------------------------------------------------------------------------- */
 
 enum { KILLS = 40, BATCH = 20 };
 enum told { PUBLISHING = 'p', PUBLISHED = 'P', FINISHING = 'f', FINISHED = 'F' };

@@ -31,7 +31,7 @@ static void tear_down(void) {
         rmdir(folder);
 }
 
-/* -- posts ---------------------------------------------------------------------------------------------------------------- */
+/* -- posts --------------------------------------------------------------------------------------------------------- */
 
 enum { THREADS = 4, POSTS = 5000 };
 struct numbered {
@@ -115,7 +115,7 @@ START_TEST(test_posts_that_wait_when_the_loop_is_freed_are_run) {
 }
 END_TEST
 
-/* -- the end of a turn ------------------------------------------------------------------------------------------------------ */
+/* -- the end of a turn --------------------------------------------------------------------------------------------- */
 
 static char story[64];
 static void tell(char c) { strncat(story, (char[2]){ c, 0 }, sizeof story - strlen(story) - 1); }
@@ -192,7 +192,7 @@ START_TEST(test_a_turn_end_asked_for_outside_a_turn_does_not_wait_for_an_event) 
 }
 END_TEST
 
-/* -- sleeping --------------------------------------------------------------------------------------------------------------- */
+/* -- sleeping ------------------------------------------------------------------------------------------------------ */
 
 static void on_stop_timer(evutil_socket_t fd, short what, void *ctx) { om_loop_stop(loop); }
 
@@ -210,7 +210,7 @@ START_TEST(test_an_idle_loop_does_not_wake_up) {
 }
 END_TEST
 
-/* -- workers ---------------------------------------------------------------------------------------------------------------- */
+/* -- workers ------------------------------------------------------------------------------------------------------- */
 
 struct numbered_work {
         struct om_work work;

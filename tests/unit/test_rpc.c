@@ -3,8 +3,8 @@
  * Envelopes. The vectors (test_vectors.c) hold most of what is accepted and refused; here is what they cannot say: where the
  * spans stand, what the client's side reads, what is written, and that mutated bodies are never read past their end.
  */
-#include "proto/frame.h"
-#include "proto/rpc.h"
+#include "../../proto/frame.h"
+#include "../../proto/rpc.h"
 
 #include <check.h>
 #include <errno.h>

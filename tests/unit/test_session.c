@@ -36,7 +36,7 @@ static void expect_has(const char *part) {
         ck_assert_msg(strstr(body, part), "%s\nlacks %s", body, part);
 }
 
-/* -- frames and envelopes ----------------------------------------------------------------------------------------------------- */
+/* -- frames and envelopes ------------------------------------------------------------------------------------------ */
 
 START_TEST(test_a_request_is_answered_with_its_id) {
         client_send(fd, "{\"jsonrpc\":\"2.0\",\"id\":\"a\\u0031\",\"method\":\"ping\"}");
@@ -149,7 +149,7 @@ START_TEST(test_a_large_length_that_nothing_follows_costs_little) {
 }
 END_TEST
 
-/* -- pipelining ------------------------------------------------------------------------------------------------------------------ */
+/* -- pipelining ---------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_ten_thousand_pipelined_requests_are_answered_in_order_of_completion) {
         struct om_buf b = OM_BUF_INIT;
@@ -240,7 +240,7 @@ START_TEST(test_a_busy_session_does_not_starve_another) {
 }
 END_TEST
 
-/* -- ends -------------------------------------------------------------------------------------------------------------------------- */
+/* -- ends ---------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_client_that_half_closes_still_gets_its_answers) {
         fake.hold_queries = true;
@@ -317,7 +317,7 @@ START_TEST(test_a_client_that_dies_in_the_middle_of_a_frame_loses_that_frame_onl
 }
 END_TEST
 
-/* -- output --------------------------------------------------------------------------------------------------------------------------- */
+/* -- output -------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_reader_that_does_not_read_is_bounded_and_ended) {
         int64_t start = om_clock_ms();
@@ -401,8 +401,7 @@ START_TEST(test_a_reply_above_the_frame_limit_becomes_an_error) {
 }
 END_TEST
 
-/* -- what it costs -----------------------------------------------------------------------------------------------------------------------
- */
+/* -- what it costs ------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_thousand_idle_connections_cost_at_most_8_kib_each) {
         enum { N = 1000 };
@@ -427,8 +426,7 @@ START_TEST(test_a_thousand_idle_connections_cost_at_most_8_kib_each) {
 }
 END_TEST
 
-/* -- calls
- * ----------------------------------------------------------------------------------------------------------------------------------- */
+/* -- calls --------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_call_that_the_bus_has_no_room_for_goes_out_later) {
         fake.hold_queries = true;
@@ -466,8 +464,7 @@ START_TEST(test_a_call_that_cannot_be_cancelled_is_answered_at_its_deadline) {
 }
 END_TEST
 
-/* -- stopping
- * ---------------------------------------------------------------------------------------------------------------------------------- */
+/* -- stopping ------------------------------------------------------------------------------------------------------ */
 
 static bool stopped;
 static void on_stopped(struct om_post *post) { stopped = true; }

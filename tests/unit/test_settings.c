@@ -61,8 +61,8 @@ static int read_with(char **arguments, char **environment) {
                 env_of[i + 1] = environment ? environment[i] : NULL;
         return om_settings_read(argc, argv_of, env_of, &flags, &settings, &error);
 }
-#define ARGS(...) ((char *[]){ __VA_ARGS__ __VA_OPT__(, ) NULL })
-#define ENV(...) ((char *[]){ __VA_ARGS__ __VA_OPT__(, ) NULL })
+#define ARGS(...) ((char **) (const char *[]){ __VA_ARGS__ __VA_OPT__(, ) NULL })
+#define ENV(...) ((char **) (const char *[]){ __VA_ARGS__ __VA_OPT__(, ) NULL })
 
 #define assert_read(...) ck_assert_msg(read_with(__VA_ARGS__) == 0, "%s", error.message)
 #define assert_refused(call, ...) assert_refused_(call, (const char *[]){ __VA_ARGS__, NULL })
@@ -81,7 +81,7 @@ static bool noted(const char *word) {
         return false;
 }
 
-/* -- who wins ------------------------------------------------------------------------------------------------------------- */
+/* -- who wins ------------------------------------------------------------------------------------------------------ */
 
 START_TEST(test_without_anything_the_defaults_are_in_force) {
         assert_read(ARGS(), ENV());
@@ -191,7 +191,7 @@ START_TEST(test_a_service_uses_the_folders_that_the_service_manager_made) {
 }
 END_TEST
 
-/* -- the file ----------------------------------------------------------------------------------------------------------------- */
+/* -- the file ------------------------------------------------------------------------------------------------------ */
 
 START_TEST(test_the_file_may_have_comments_quotes_export_and_windows_line_ends) {
         write_file("c.conf",
@@ -276,7 +276,7 @@ START_TEST(test_any_bytes_in_a_file_are_read_or_refused) {
 }
 END_TEST
 
-/* -- mistakes ------------------------------------------------------------------------------------------------------------------ */
+/* -- mistakes ------------------------------------------------------------------------------------------------------ */
 
 START_TEST(test_a_wrong_value_names_setting_place_and_what_it_may_be) {
         assert_refused(read_with(ARGS("--prefetch", "many"), ENV()), "flag", "PREFETCH", "\"many\"", "integer");
@@ -336,7 +336,7 @@ START_TEST(test_levels_of_other_programs_are_understood) {
 }
 END_TEST
 
-/* -- the names of the Python OmniDaemon --------------------------------------------------------------------------------------------- */
+/* -- the names of the Python OmniDaemon ---------------------------------------------------------------------------- */
 
 static const struct {
         const char *variables[4], *bus, *storage;
@@ -413,7 +413,7 @@ START_TEST(test_a_url_may_stand_in_a_file_of_its_own) {
 }
 END_TEST
 
-/* -- as text ----------------------------------------------------------------------------------------------------------------------- */
+/* -- as text ------------------------------------------------------------------------------------------------------- */
 
 static char *printed(void (*print)(FILE *)) {
         char *text = NULL;
@@ -499,7 +499,7 @@ START_TEST(test_the_examples_are_read_without_a_fault) {
 }
 END_TEST
 
-/* -- reload -------------------------------------------------------------------------------------------------------------------------- */
+/* -- reload -------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_reload_takes_what_it_can_and_names_what_needs_a_restart) {
         const char **took, **restart;

@@ -3,7 +3,7 @@
  * Tasks, beyond the vectors (test_vectors.c): the parts as they were read, the record as it is written, ids that never repeat, and
  * hostile and mutated tasks.
  */
-#include "proto/task.h"
+#include "../../proto/task.h"
 
 #include <check.h>
 #include <errno.h>
@@ -204,7 +204,7 @@ START_TEST(test_groups_are_named_as_on_every_bus) {
 }
 END_TEST
 
-/* -- ids -------------------------------------------------------------------------------------------------------------------- */
+/* -- ids ----------------------------------------------------------------------------------------------------------- */
 
 typedef char id_text[OM_ID_LEN + 1];
 

@@ -3,9 +3,9 @@
  * The vectors of proto/vectors, run through the code in proto/: what any client may test itself with must hold here first.
  * Each entry is told by its name when it fails. Run from the top folder of the project.
  */
-#include "proto/frame.h"
-#include "proto/rpc.h"
-#include "proto/task.h"
+#include "../../proto/frame.h"
+#include "../../proto/rpc.h"
+#include "../../proto/task.h"
 
 #include <check.h>
 #include <errno.h>

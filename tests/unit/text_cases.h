@@ -3,7 +3,7 @@
  * The inner loops of text.h against loops that look at one byte at a time. Included by two programs: one has SSE2 where the
  * machine has it, the other takes the portable way. Every text is a block of its own size, so that a sanitizer sees any read beyond it.
  */
-#include "proto/text.h"
+#include "../../proto/text.h"
 
 #include <check.h>
 #include <stdlib.h>

@@ -1,0 +1,2 @@
+#include "rig.h"
+const struct conf_case conf_storage[] = { { NULL } };
