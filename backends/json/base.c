@@ -66,9 +66,10 @@ static int read_time(struct reading *r, struct om_json_value v, int64_t *ret_ms)
         double seconds;
         if (v.type == OM_JSON_NULL)
                 return 0;
-        if (v.type != OM_JSON_NUMBER || om_json_double(v, &seconds) < 0 || fabs(seconds) > 9e12)
+        if (v.type != OM_JSON_NUMBER || om_json_double(v, &seconds) < 0 || fabs(seconds) > 9.3e15)
                 return fault_at(r, v.text.p, "not a time in seconds");
-        *ret_ms = llround(seconds * 1000);
+        /* Every time that we can write can be read, the largest included. */
+        *ret_ms = seconds >= 9.2e15 ? INT64_MAX : seconds <= -9.2e15 ? INT64_MIN : llround(seconds * 1000);
         return 0;
 }
 
@@ -106,7 +107,7 @@ static int add(struct reading *r, const struct om_store_entry *entry, uint64_t s
         struct om_file_table *t = r->t;
         if (entry->key.len > UINT16_MAX || entry->value.len > UINT32_MAX)
                 return fault_at(r, where, "too long");
-        if (sequence == 0)
+        if (sequence == 0 || om_file_index_taken(&t->index, entry->saved_ms, sequence, NULL))
                 sequence = t->next_sequence + 1;
         if (sequence > t->next_sequence)
                 t->next_sequence = sequence;
@@ -148,7 +149,8 @@ static int read_member(struct reading *r, struct om_json_value name, struct om_j
                 return read_string(r, v, &entry->topic);
         else if (om_json_string_is(name, "status") && v.type == OM_JSON_STRING)
                 return read_string(r, v, &entry->status);
-        else if (om_json_string_is(name, "seq") && v.type == OM_JSON_NUMBER && om_json_int64(v, &number) == 0 && number > 0)
+        else if (om_json_string_is(name, "seq") && v.type == OM_JSON_NUMBER && om_json_int64(v, &number) == 0 && number > 0 &&
+                number < INT64_MAX / 2)
                 *sequence = (uint64_t) number;
         return 0;
 }

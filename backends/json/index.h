@@ -14,6 +14,7 @@
 #include <stdio.h>
 #define HASH_NONFATAL_OOM 1 /* what could not be added has a handle without a table */
 #define HASH_FUNCTION HASH_FNV /* the default one makes clang warn */
+#define HASH_NONFATAL_OOM 1    /* an allocation that fails inside must not end the daemon */
 #include <uthash.h>
 
 #include "../store.h"
@@ -76,6 +77,9 @@ struct om_file_entry *om_file_index_find(const struct om_file_index *x, struct o
 struct om_file_entry *om_file_index_newest(const struct om_file_index *x, struct om_span key, int64_t now_ms);
 struct om_file_entry *om_file_index_of_key(const struct om_file_index *x, struct om_span key);
 struct om_file_entry *om_file_index_next_of_key(const struct om_file_index *x, const struct om_file_entry *e);
+
+/* Whether another entry than `except` has this place in the order: no two may. */
+bool om_file_index_taken(const struct om_file_index *x, int64_t saved_ms, uint64_t sequence, const struct om_file_entry *except);
 
 /* The newest entry before (time, sequence), the oldest one behind it. */
 struct om_file_entry *om_file_index_before(const struct om_file_index *x, int64_t time_ms, uint64_t sequence);

@@ -174,6 +174,10 @@ static int replay_record(
                 om_json_int64(m[SAVED].value, &entry.saved_ms) == 0 && om_json_int64(m[EXPIRES].value, &entry.expires_ms) == 0 &&
                 entry.key.len <= UINT16_MAX && value.len <= UINT32_MAX) {
                 uint64_t place = OM_FILE_PLACE(slot, value.p - journal.p);
+                const struct om_file_entry *old = t->index.keyless ? NULL : om_file_index_find(&t->index, entry.key, entry.name);
+                /* NAME.json may have numbered its entries anew: the place that this one once had is another's now. */
+                if (om_file_index_taken(&t->index, entry.saved_ms, (uint64_t) sequence, old))
+                        sequence = (int64_t) (t->next_sequence + 1);
                 if (om_file_index_put(&t->index, &entry, (uint64_t) sequence, place, (uint32_t) value.len) < 0)
                         r = om_error_set_errno(e, ENOMEM, "cannot read %s", path);
                 if ((uint64_t) sequence > t->next_sequence)
