@@ -196,6 +196,16 @@ static void list_remove(struct om_file_index *x, struct om_file_entry *e) {
                 e->newer[0]->older = e->older;
 }
 
+bool om_file_index_taken(const struct om_file_index *x, int64_t saved_ms, uint64_t sequence, const struct om_file_entry *except) {
+        int64_t time_ms = x->by_time ? saved_ms : 0;
+        const struct om_file_entry *e = x->last[0];
+
+        if (!e || om_file_time(x, e) < time_ms || (om_file_time(x, e) == time_ms && e->sequence < sequence))
+                return false; /* behind all: the usual case */
+        e = om_file_index_after(x, time_ms, sequence - 1);
+        return e && e != except && e->sequence == sequence && om_file_time(x, e) == time_ms;
+}
+
 /* -- changing ------------------------------------------------------------------------------------------------------ */
 
 /* What an entry takes in a file beside its key and value: names of members, times, quotes. */

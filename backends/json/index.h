@@ -14,7 +14,6 @@
 #include <stdio.h>
 #define HASH_NONFATAL_OOM 1 /* what could not be added has a handle without a table */
 #define HASH_FUNCTION HASH_FNV /* the default one makes clang warn */
-#define HASH_NONFATAL_OOM 1    /* an allocation that fails inside must not end the daemon */
 #include <uthash.h>
 
 #include "../store.h"
