@@ -263,7 +263,10 @@ struct snapshot {
 static void end_entry(struct om_metrics *m, struct snapshot *s, struct om_span topic) {
         om_buf_lit(&s->text, ",\"runner_id\":\"");
         om_buf_puts(&s->text, m->core->runner_id);
+        /* Both, as the Python OmniDaemon's have them. */
         om_buf_lit(&s->text, "\",\"timestamp\":");
+        om_buf_json_time(&s->text, om_now_ms());
+        om_buf_lit(&s->text, ",\"saved_at\":");
         om_buf_json_time(&s->text, om_now_ms());
         om_buf_putc(&s->text, '}');
         s->topics[s->n] = topic;
