@@ -115,16 +115,19 @@ FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_SECONDS ?= 60
 REPLAY := $(patsubst %,$(B)/tests/fuzz/replay_%,$(FUZZ_TARGETS))
 
-$(REPLAY): $(B)/tests/fuzz/replay_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/obj/tests/fuzz/replay.o $(B)/tests/lib.a
+# Every allocation of ours goes through tests/fuzz/memory.c, which can fail it.
+FUZZ_LDFLAGS := $(addprefix -Wl$(comma)--wrap=,malloc calloc realloc strdup)
+
+$(REPLAY): $(B)/tests/fuzz/replay_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/obj/tests/fuzz/memory.o $(B)/obj/tests/fuzz/replay.o $(B)/tests/lib.a
 	@mkdir -p $(@D)
 	$(call say,LINK)
-	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) $(JSON_LIBS) -o $@
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $(FUZZ_LDFLAGS) $^ $(DAEMON_LIBS) $(JSON_LIBS) -o $@
 
 FUZZ := $(patsubst %,$(B)/tests/fuzz/fuzz_%,$(FUZZ_TARGETS))
-$(FUZZ): $(B)/tests/fuzz/fuzz_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/tests/lib.a
+$(FUZZ): $(B)/tests/fuzz/fuzz_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/obj/tests/fuzz/memory.o $(B)/tests/lib.a
 	@mkdir -p $(@D)
 	$(call say,LINK)
-	$(Q)$(CC) $(LDFLAGS_ALL) -fsanitize=fuzzer $^ $(DAEMON_LIBS) $(JSON_LIBS) -o $@
+	$(Q)$(CC) $(LDFLAGS_ALL) $(FUZZ_LDFLAGS) -fsanitize=fuzzer $^ $(DAEMON_LIBS) $(JSON_LIBS) -o $@
 
 fuzz: deps-test ## fuzz every parser for FUZZ_SECONDS each (60); FUZZ_ONLY=TARGET for one
 	@packaging/install-deps.sh clang

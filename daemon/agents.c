@@ -105,6 +105,10 @@ static struct entry *find_or_make(struct om_agents *a, struct om_span topic, str
         e->topic_len = topic.len;
         e->len = make_key(e->key, topic, agent);
         HASH_ADD_KEYPTR(hh, a->entries, e->key, e->len, e);
+        if (!e->hh.tbl) {
+                free(e);
+                return NULL;
+        }
         start_polling(a);
         return e;
 }
@@ -169,7 +173,7 @@ static bool is_being_deleted(const struct om_agents *a, struct om_span topic, st
         return false;
 }
 
-/* -- pauses that other daemons wrote ------------------------------------------------------------------------------- */
+/* -- pauses that were changed in the storage ------------------------------------------------------------------------------- */
 
 struct poll {
         uint64_t changes; /* at its beginning */
@@ -567,13 +571,12 @@ static void save_unsaved(struct om_agents *a) {
         }
 }
 
-static void poll_settings(struct om_agents *a) {
+void om_agents_read_paused(struct om_agents *a) {
         struct om_call *c;
         struct poll *poll;
 
-        if (!(a->core->store_ops->capabilities & OM_STORE_SHARED) || a->core->store_state != OM_STORE_READY || a->polling)
+        if (a->core->store_state != OM_STORE_READY || a->polling)
                 return;
-        drop_idle(a);
         c = a->entries ? om_call_new(a->core, NULL, OM_CALL_STORE_LIST, on_polled) : NULL;
         poll = c ? om_arena_alloc(&c->arena, sizeof *poll) : NULL;
         if (!poll) {
@@ -591,7 +594,10 @@ static void on_poll(evutil_socket_t fd, short what, void *ctx) {
         struct om_agents *a = ctx;
 
         save_unsaved(a);
-        poll_settings(a);
+        if (a->core->store_ops->capabilities & OM_STORE_SHARED) {
+                drop_idle(a);
+                om_agents_read_paused(a);
+        }
         start_polling(a);
 }
 

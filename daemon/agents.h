@@ -23,6 +23,9 @@ void om_agents_register(struct om_core *core, struct om_request *req, struct om_
 struct om_span om_agents_setting(struct om_call *c, struct om_span topic, struct om_span agent);
 /* The setting has been written: here too. */
 void om_agents_set_paused(struct om_agents *a, struct om_span topic, struct om_span agent, bool paused);
+/* Settings were changed in another way than by om_agents_set_paused(), by another daemon or by a clearing: reads which groups are paused.
+ */
+void om_agents_read_paused(struct om_agents *a);
 /* As this daemon knows it, without asking the storage: of groups that are served here. */
 bool om_agents_is_paused(const struct om_agents *a, struct om_span topic, struct om_span agent);
 /* Forgets an agent (name absent: all of the topic), so that nothing of it is saved later. */

@@ -130,8 +130,11 @@ struct om_dedupe *om_dedupe_check(
                 om_error_set(e, OM_UNAVAILABLE, "a publish with this idempotency key is under way: ask again for its outcome");
                 return NULL;
         }
-        c = call(check, OM_CALL_STORE_PUT_IF_ABSENT, on_begun);
+        HASH_ADD(hh, d->dedupe_keys, text, check->key.len, key);
+        c = key->hh.tbl ? call(check, OM_CALL_STORE_PUT_IF_ABSENT, on_begun) : NULL;
         if (!c) {
+                if (key->hh.tbl)
+                        HASH_DEL(d->dedupe_keys, key);
                 free(check);
                 om_error_set_errno(e, ENOMEM, "an idempotency key");
                 return NULL;
@@ -139,7 +142,6 @@ struct om_dedupe *om_dedupe_check(
         c->put_if_absent.key = name(c, check, "idempotency/");
         c->put_if_absent.value = id_value(c, check);
         c->put_if_absent.expires_ms = om_now_ms() + d->core->settings->idempotency_window_ms;
-        HASH_ADD(hh, d->dedupe_keys, text, check->key.len, key);
         om_call_start(c);
         return check;
 }

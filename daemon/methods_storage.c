@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 
+#include "agents.h"
 #include "methods.h"
 
 /* -- storage.health ------------------------------------------------------------------------------------------------ */
@@ -81,6 +82,8 @@ static void on_cleared(struct om_call *c, int status, const struct om_error *e) 
         }
         clearing->n[clearing->at] = c->remove.ret_n;
         clearing->done[clearing->at] = true;
+        if (c->remove.kind == OM_STORE_CONFIG)
+                om_agents_read_paused(c->core->agents); /* with its setting gone a group is not paused */
         if (++clearing->at < clearing->end) {
                 clear_next(c);
                 return;

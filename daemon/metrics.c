@@ -114,6 +114,10 @@ struct om_topic_metrics *om_metrics_topic(struct om_metrics *m, struct om_span t
         c->len = topic.len;
         memcpy(c->topic, topic.p, topic.len);
         HASH_ADD_KEYPTR(hh, m->topics, c->topic, c->len, c);
+        if (!c->hh.tbl) {
+                free(c);
+                return NULL;
+        }
         return &c->now;
 }
 
@@ -138,6 +142,10 @@ struct om_agent_metrics *om_metrics_agent(struct om_metrics *m, struct om_span t
                 return om_metrics_agent(m, OM_SPAN("(others)"), OM_SPAN("(others)"));
         }
         HASH_ADD_KEYPTR(hh, m->agents, c->key, c->len, c);
+        if (!c->hh.tbl) {
+                free(c);
+                return NULL;
+        }
         return &c->now;
 }
 
@@ -255,7 +263,10 @@ struct snapshot {
 static void end_entry(struct om_metrics *m, struct snapshot *s, struct om_span topic) {
         om_buf_lit(&s->text, ",\"runner_id\":\"");
         om_buf_puts(&s->text, m->core->runner_id);
+        /* Both, as the Python OmniDaemon's have them. */
         om_buf_lit(&s->text, "\",\"timestamp\":");
+        om_buf_json_time(&s->text, om_now_ms());
+        om_buf_lit(&s->text, ",\"saved_at\":");
         om_buf_json_time(&s->text, om_now_ms());
         om_buf_putc(&s->text, '}');
         s->topics[s->n] = topic;

@@ -460,6 +460,10 @@ static struct waiters *waiters_of(struct om_results *r, struct om_span id) {
         memcpy(of->id, id.p, id.len);
         of->len = id.len;
         HASH_ADD(hh, r->waiters, id, of->len, of);
+        if (!of->hh.tbl) {
+                free(of);
+                return NULL;
+        }
         return of;
 }
 

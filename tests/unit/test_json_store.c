@@ -645,6 +645,7 @@ START_TEST(test_expired_results_leave_the_file_and_the_memory) {
         open_it(&u, "");
         const char *health = user_health(&u);
         ck_assert_msg(strstr(health, "\"results\":20,"), "%s", health);
+        ck_assert_msg(strstr(health, "\"version\":\"" OM_VERSION "\""), "%s", health);
         user_close(&u);
         char *text = test_read_file(folder, "results.json", NULL);
         ck_assert_ptr_null(strstr(text, "\"1\": {"));
