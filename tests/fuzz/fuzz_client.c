@@ -128,7 +128,7 @@ static void daemon_say(uint8_t letter, struct om_span text) {
 }
 
 static void daemon_step(void) {
-        struct om_span text;
+        struct om_span text = OM_SPAN_NONE;
         uint8_t letter = next_letter();
         unsigned left = fuzz_fail_allocation(0); /* the daemon has memory */
 

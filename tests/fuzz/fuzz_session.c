@@ -64,7 +64,7 @@ static void run_until_flag(void) {
 
 static void on_tick(evutil_socket_t fd, short what, void *arg) { ticks++; }
 
-static char bus_url[100], store_url[100];
+static char bus_url[128], store_url[128];
 static struct om_settings settings = { .event_bus_url = bus_url,
         .storage_url = store_url,
         .max_connections = 100,
