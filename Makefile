@@ -24,7 +24,7 @@ endif
 comma := ,
 B ?= build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))$(if $(filter-out gcc cc,$(CC)),-$(notdir $(CC)))
 
-PKGS := libevent_core libevent_extra libevent_pthreads jansson libsystemd
+PKGS := libevent_core libevent_extra libevent_pthreads libsystemd
 
 WARN := -Wall -Wextra -Wshadow -Wformat=2 -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wpointer-arith -Wwrite-strings \
         -Wundef -Wcast-align -Wimplicit-fallthrough -Wno-unused-parameter -Wno-missing-field-initializers $(if $(WERROR),-Werror)
@@ -36,8 +36,9 @@ LDFLAGS_ALL := -Wl,--gc-sections -Wl,--as-needed -Wl,-z,relro,-z,now $(if $(SANI
 # What is evaluated only when something is built, so that `make deps` works on a bare machine.
 DAEMON_CFLAGS = $(shell pkg-config --cflags $(PKGS))
 DAEMON_LIBS   = $(shell pkg-config --libs $(PKGS)) -llmdb -lpthread -lm -ldl
-CTL_LIBS      = $(shell pkg-config --libs jansson) -lpthread -lm
+CTL_LIBS      = -lpthread -lm
 CHECK_LIBS    = $(shell pkg-config --libs check)
+JSON_LIBS     = $(shell pkg-config --libs jansson) # of tests only: what they hold our own JSON against
 
 PROTO_SRC   := $(wildcard proto/*.c)
 BACKEND_SRC := $(wildcard backends/*.c backends/local/*.c backends/json/*.c)
@@ -64,15 +65,17 @@ UNIT  := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 INTEG := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/integration/test_*.c))
 TOOLS := $(patsubst tests/lib/bin/%.c,$(B)/tests/bin/%,$(wildcard tests/lib/bin/*.c))
 
-.PHONY: all demo test test-unit test-integration soak bench fuzz fuzz-build lint format deps deps-test install uninstall clean help programs tests-build
+.PHONY: all demo test test-unit test-integration conformance soak bench bench-instructions fuzz fuzz-build fuzz-coverage replay-build lint format deps deps-test install \
+        uninstall clean help programs tests-build
 
 all: deps ## build everything into build/ (installs what the build misses)
 	@$(MAKE) --no-print-directory programs
 
 programs: $(B)/bin/omnidaemond $(B)/bin/omnictl $(B)/bin/omnidaemon $(B)/lib/libomniclient.so $(B)/lib/libomniclient.a
 
-deps: ; @packaging/install-deps.sh build
-deps-test: ; @packaging/install-deps.sh build test
+DEPS_CC := $(if $(findstring clang,$(CC)),clang)
+deps: ; @packaging/install-deps.sh build $(DEPS_CC)
+deps-test: ; @packaging/install-deps.sh build test $(DEPS_CC)
 
 $(B)/obj/%.o: %.c
 	@mkdir -p $(@D)
@@ -106,6 +109,40 @@ $(B)/lib/libomniclient.a: $(CLIENT_OBJ) $(PROTO_OBJ)
 	$(call say,AR)
 	$(Q)rm -f $@ && ar rcs $@ $^
 
+# -- fuzzing: one program a target; the same source is replayed over its corpus in `make test` ------------------------------
+
+FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_SECONDS ?= 60
+REPLAY := $(patsubst %,$(B)/tests/fuzz/replay_%,$(FUZZ_TARGETS))
+
+$(REPLAY): $(B)/tests/fuzz/replay_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/obj/tests/fuzz/replay.o $(B)/tests/lib.a
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) $(JSON_LIBS) -o $@
+
+FUZZ := $(patsubst %,$(B)/tests/fuzz/fuzz_%,$(FUZZ_TARGETS))
+$(FUZZ): $(B)/tests/fuzz/fuzz_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/tests/lib.a
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) $(LDFLAGS_ALL) -fsanitize=fuzzer $^ $(DAEMON_LIBS) $(JSON_LIBS) -o $@
+
+fuzz: deps-test ## fuzz every parser for FUZZ_SECONDS each (60); FUZZ_ONLY=TARGET for one
+	@packaging/install-deps.sh clang
+	@$(MAKE) --no-print-directory CC=clang SANITIZE=fuzzer-no-link,address,undefined B=build-fuzz fuzz-build
+	@tests/fuzz/run build-fuzz $(FUZZ_SECONDS) $(or $(FUZZ_ONLY),$(FUZZ_TARGETS))
+
+fuzz-build: $(FUZZ)
+
+# What the corpus reaches, in lines; fails where a parser is below FUZZ_LINES percent.
+FUZZ_LINES ?= 95
+fuzz-coverage: deps-test ## lines of the parsers that the corpus reaches
+	@packaging/install-deps.sh clang
+	@$(MAKE) --no-print-directory CC=clang B=build-coverage OPT=-O1 CFLAGS='-fprofile-instr-generate -fcoverage-mapping' \
+	    LDFLAGS=-fprofile-instr-generate replay-build
+	@tests/fuzz/coverage build-coverage $(FUZZ_LINES) $(FUZZ_TARGETS)
+
+replay-build: $(REPLAY)
+
 # -- tests -------------------------------------------------------------------------------------------------------------
 
 TEST_OBJ = $(TESTLIB_OBJ) $(DAEMON_NOMAIN) $(BACKEND_OBJ) $(CTL_NOMAIN) $(CLIENT_OBJ) $(PROTO_OBJ)
@@ -118,12 +155,25 @@ $(B)/tests/lib.a: $(TEST_OBJ)
 $(UNIT) $(INTEG): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/tests/lib.a
 	@mkdir -p $(@D)
 	$(call say,LINK)
-	$(Q)$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(CHECK_LIBS) $(DAEMON_LIBS) -o $@
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(CHECK_LIBS) $(JSON_LIBS) $(DAEMON_LIBS) -o $@
 
 $(TOOLS): $(B)/tests/bin/%: $(B)/obj/tests/lib/bin/%.o $(B)/tests/lib.a
 	@mkdir -p $(@D)
 	$(call say,LINK)
 	$(Q)$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(DAEMON_LIBS) -o $@
+
+# Conformance is one program on the client library alone: it sees the daemon as anybody does.
+CONFORMANCE := $(B)/tests/conformance/conformance
+CONFORMANCE_OBJ := $(call obj,$(wildcard tests/conformance/*.c))
+
+$(CONFORMANCE): $(CONFORMANCE_OBJ) $(B)/obj/tests/lib/daemon_proc.o $(B)/lib/libomniclient.a
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ $(JSON_LIBS) $(CTL_LIBS) -o $@
+
+conformance: deps-test ## what every backend must pass, as the table case × backend (CONFORMANCE_ARGS="--bus URL --only B07 --json FILE"; SCALE=short)
+	@$(MAKE) --no-print-directory programs $(CONFORMANCE)
+	@OMNI_BIN=$(B)/bin $(CONFORMANCE) --scale $(or $(SCALE),full) $(CONFORMANCE_ARGS)
 
 # What the fault tests preload into the daemon. A sanitizer has an allocator of its own, which cannot be made to fail from here.
 INJECT := $(B)/tests/fault/inject.so
@@ -132,7 +182,7 @@ $(INJECT): tests/fault/inject.c
 	$(call say,LINK)
 	$(Q)$(CC) $(CPPFLAGS_ALL) $(if $(SANITIZE),-DOM_INJECT_NO_MEMORY) -std=gnu11 -g $(OPT) -fPIC -fvisibility=hidden $(WARN) -shared $< -ldl -o $@
 
-tests-build: programs $(UNIT) $(INTEG) $(TOOLS) $(REPLAY) $(INJECT)
+tests-build: programs $(UNIT) $(INTEG) $(TOOLS) $(REPLAY) $(CONFORMANCE) $(INJECT)
 
 test: deps-test ## build and run every test
 	@$(MAKE) --no-print-directory tests-build
@@ -150,38 +200,25 @@ test-integration: deps-test ## only the whole-system tests
 	@$(MAKE) --no-print-directory tests-build
 	@tests/run $(B) integration
 
-$(B)/tests/bench/bench: $(B)/obj/tests/bench/bench.o $(B)/lib/libomniclient.a
+# NATS beside us in the benchmark, where its client library is installed.
+BENCH_OBJ := $(call obj,$(wildcard tests/bench/*.c))
+BENCH_NATS = $(shell pkg-config --exists libnats && echo -DHAVE_NATS)
+$(BENCH_OBJ): CPPFLAGS_ALL += $(BENCH_NATS)
+
+$(B)/tests/bench/bench: $(BENCH_OBJ) $(B)/lib/libomniclient.a
 	@mkdir -p $(@D)
 	$(call say,LINK)
-	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ -llmdb -lpthread -lm -o $@
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ -llmdb $(if $(BENCH_NATS),-lnats) -lpthread -lm -o $@
 
-# -- fuzzing: one program a target; the same source is replayed over its corpus in `make test` ------------------------------
-
-FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
-FUZZ_SECONDS ?= 60
-REPLAY := $(patsubst %,$(B)/tests/fuzz/replay_%,$(FUZZ_TARGETS))
-
-$(REPLAY): $(B)/tests/fuzz/replay_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/obj/tests/fuzz/replay.o $(B)/tests/lib.a
-	@mkdir -p $(@D)
-	$(call say,LINK)
-	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) -o $@
-
-FUZZ := $(patsubst %,$(B)/tests/fuzz/fuzz_%,$(FUZZ_TARGETS))
-$(FUZZ): $(B)/tests/fuzz/fuzz_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/tests/lib.a
-	@mkdir -p $(@D)
-	$(call say,LINK)
-	$(Q)$(CC) $(LDFLAGS_ALL) -fsanitize=fuzzer $^ $(DAEMON_LIBS) -o $@
-
-fuzz: deps-test ## fuzz every parser for FUZZ_SECONDS each (60); FUZZ_ONLY=TARGET for one
-	@packaging/install-deps.sh clang
-	@$(MAKE) --no-print-directory CC=clang SANITIZE=fuzzer-no-link,address,undefined B=build-fuzz fuzz-build
-	@tests/fuzz/run build-fuzz $(FUZZ_SECONDS) $(or $(FUZZ_ONLY),$(FUZZ_TARGETS))
-
-fuzz-build: $(FUZZ)
-
-bench: all ## measure, beside what LMDB and the disk do alone (BENCH_ARGS="--only WORD --runs N --json FILE")
+bench: all ## measure, beside LMDB, beanstalkd and NATS alone (BENCH_ARGS="--quick --only WORD --runs N --json FILE")
+	@packaging/install-deps.sh bench
 	@$(MAKE) --no-print-directory $(B)/tests/bench/bench
-	@OMNI_BIN=$(B)/bin $(B)/tests/bench/bench $(BENCH_ARGS)
+	@NATS_SERVER=$$(tests/servers/nats.sh build || true) OMNI_BIN=$(B)/bin $(B)/tests/bench/bench $(BENCH_ARGS)
+
+bench-instructions: all ## instructions of the daemon a task, by callgrind: a figure that repeats
+	@packaging/install-deps.sh bench
+	@$(MAKE) --no-print-directory $(B)/tests/bench/bench
+	@tests/bench/instructions.sh $(B)
 
 demo: all ## start a daemon, serve an agent, publish tasks, show results; stops by itself
 	@packaging/demo.sh $(B)

@@ -137,7 +137,7 @@ static void group_subscribe(struct om_group *g) {
         c->subscribe.agent = g->agent;
         c->subscribe.start = g->config.start;
         c->subscribe.start_ms = g->config.start_ms;
-        c->subscribe.reclaim_idle_ms = g->config.reclaim_idle_ms;
+        c->subscribe.reclaim_idle_ms = g->config.reclaim_idle_ms ? g->config.reclaim_idle_ms : g->d->core->settings->reclaim_idle_ms;
         c->subscribe.core = g;
         om_call_start(c);
 }

@@ -16,7 +16,6 @@
  *
  * Loop thread.
  */
-
 #include "call.h"
 #include "chunks.h"
 #include "deadline.h"

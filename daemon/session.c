@@ -308,7 +308,7 @@ static size_t handle_frames(struct om_session *s, const char *data, size_t len, 
         struct om_span body;
         int r;
 
-        while (s->state == OM_SESSION_OPEN && *budget > 0 && !om_session_held(s)) {
+        while (at < len && s->state == OM_SESSION_OPEN && *budget > 0 && !om_session_held(s)) {
                 r = om_frame_peek(data + at, len - at, max, &body, &e);
                 if (r == 0)
                         break;

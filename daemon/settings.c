@@ -243,6 +243,8 @@ static int read_environment(struct om_settings_more *m, struct om_error *e) {
                         continue;
                 memcpy(name, *v, (size_t) (equals - *v));
                 name[equals - *v] = 0;
+                if (name[strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")])
+                        continue; /* no setting is called so, and a note of it could be several lines */
                 id = om_settings_find(name, &alias);
                 if (id < 0) {
                         om_settings_unknown(m, name, false, true, "environment", NULL);

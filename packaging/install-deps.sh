@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs by apt what a build, the tests or the linters miss on Debian 12; quiet and instant when nothing is missing.
-#   packaging/install-deps.sh [build] [test] [lint]
+#   packaging/install-deps.sh [build] [test] [lint] [clang] [bench]
 set -euo pipefail
 
 declare -A packages=(
-        [build]="gcc make pkg-config libc6-dev libevent-dev libjansson-dev liblmdb-dev libsystemd-dev uthash-dev"
-        [test]="check g++ python3 tmux procps"
+        [build]="gcc make pkg-config libc6-dev libevent-dev liblmdb-dev libsystemd-dev uthash-dev"
+        [test]="check g++ libjansson-dev python3 python3-venv tmux procps valgrind"
         [lint]="clang clang-format clang-tidy codespell shellcheck"
-        [clang]="clang libclang-rt-14-dev"
+        [clang]="clang libclang-rt-14-dev llvm"
+        [bench]="beanstalkd libnats-dev valgrind"
 )
 wanted=()
 for group in "${@:-build}"; do

@@ -131,9 +131,9 @@ bool om_json_string_is(struct om_json_value v, const char *text) {
 /* -- numbers ------------------------------------------------------------------------------------------------------- */
 
 int om_json_int64(struct om_json_value v, int64_t *ret) {
-        const char *p = v.text.p, *end = p + v.text.len;
-        if (v.type != OM_JSON_NUMBER)
+        if (v.type != OM_JSON_NUMBER) /* an absent member has no text at all */
                 return -EINVAL;
+        const char *p = v.text.p, *end = p + v.text.len;
         bool negative = *p == '-', fits = true;
         int64_t value = 0;
         for (p += negative; p < end; p++) {

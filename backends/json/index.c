@@ -203,16 +203,28 @@ enum { AROUND = 160 };
 
 static uint64_t bytes_of(const struct om_file_entry *e) { return (uint64_t) e->length + e->key_len + AROUND; }
 
-static uint8_t random_height(void) { /* a quarter of each level reaches the next */
-        uint64_t r = om_random_u64();
+/* 0 to 3. Each number of om_random_u64() costs a system call (it looks for a fork), and an entry needs a few bits of it only. */
+static unsigned two_bits(struct om_file_index *x) {
+        unsigned bits;
+        if (x->n_dice == 0) {
+                x->dice = om_random_u64();
+                x->n_dice = 32;
+        }
+        bits = x->dice & 3;
+        x->dice >>= 2;
+        x->n_dice--;
+        return bits;
+}
+
+static uint8_t random_height(struct om_file_index *x) { /* a quarter of each level reaches the next */
         uint8_t height = 1;
-        for (; height < OM_FILE_LEVELS && (r & 3) == 0; r >>= 2)
+        while (height < OM_FILE_LEVELS && two_bits(x) == 0)
                 height++;
         return height;
 }
 
 static struct om_file_entry *entry_new(struct om_file_index *x, const struct om_store_entry *meta) {
-        uint8_t height = random_height();
+        uint8_t height = random_height(x);
         struct om_file_entry *e = malloc(sizeof(*e) + height * sizeof(e->newer[0]) + meta->key.len);
         if (!e)
                 return NULL;

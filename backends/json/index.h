@@ -54,6 +54,8 @@ struct om_file_index {
         struct om_file_entry *first[OM_FILE_LEVELS], *last[OM_FILE_LEVELS];
         struct om_file_label *labels;
         uint64_t live_bytes; /* about what the entries take in a file */
+        uint64_t dice;       /* random bits that no entry's height has used yet, two for each of n_dice */
+        unsigned n_dice;
 };
 
 void om_file_index_clear(struct om_file_index *x); /* frees every entry; the kind of index stays */

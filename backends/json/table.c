@@ -63,6 +63,7 @@ void om_file_table_close(struct om_file_table *t) {
         }
         om_file_index_clear(&t->index);
         om_buf_deinit(&t->writer.buf);
+        om_buf_deinit(&t->writer.window);
         t->base = 0;
         t->journal = 2;
         t->base_bytes = t->journal_bytes = t->journal_synced = t->old_bytes = t->next_sequence = 0;
@@ -320,22 +321,28 @@ int om_file_table_sync(struct om_file_table *t, struct om_error *e) {
         return r;
 }
 
+/* `name` with what stands around it in a record: `,"name":`. */
 static void put_text(struct om_buf *b, const char *name, struct om_span text) {
         if (!text.p)
                 return;
-        om_buf_printf(b, ",\"%s\":", name);
+        om_buf_puts(b, name);
         om_buf_json_span(b, text);
 }
 
 void om_file_record_put(struct om_buf *b, const struct om_store_entry *entry, uint64_t sequence, uint64_t synced, size_t *ret_value) {
         size_t mark = om_journal_begin(b);
         om_buf_lit(b, "{\"op\":\"put\"");
-        put_text(b, "key", entry->key);
-        put_text(b, "name", entry->name);
-        put_text(b, "topic", entry->topic);
-        put_text(b, "status", entry->status);
-        om_buf_printf(b, ",\"saved\":%" PRId64 ",\"expires\":%" PRId64 ",\"seq\":%" PRIu64 ",\"value\":", entry->saved_ms,
-                entry->expires_ms, sequence);
+        put_text(b, ",\"key\":", entry->key);
+        put_text(b, ",\"name\":", entry->name);
+        put_text(b, ",\"topic\":", entry->topic);
+        put_text(b, ",\"status\":", entry->status);
+        om_buf_lit(b, ",\"saved\":");
+        om_buf_i64(b, entry->saved_ms);
+        om_buf_lit(b, ",\"expires\":");
+        om_buf_i64(b, entry->expires_ms);
+        om_buf_lit(b, ",\"seq\":");
+        om_buf_u64(b, sequence);
+        om_buf_lit(b, ",\"value\":");
         *ret_value = b->len;
         om_buf_put_span(b, entry->value);
         om_buf_putc(b, '}');
@@ -416,8 +423,8 @@ int om_file_table_delete(struct om_file_table *t, struct om_span key, struct om_
                 return 0;
         size_t mark = om_journal_begin(&b);
         om_buf_lit(&b, "{\"op\":\"delete\"");
-        put_text(&b, "key", key);
-        put_text(&b, "name", name);
+        put_text(&b, ",\"key\":", key);
+        put_text(&b, ",\"name\":", name);
         om_buf_putc(&b, '}');
         om_journal_end(&b, mark, t->journal_synced);
         int r = om_file_append(t, &b, e);
@@ -427,11 +434,7 @@ int om_file_table_delete(struct om_file_table *t, struct om_span key, struct om_
         return r;
 }
 
-int om_file_table_read(
-        struct om_file_table *t, const struct om_file_entry *entry, struct om_arena *a, struct om_span *ret, struct om_error *e) {
-        char *out = om_arena_alloc(a, (size_t) entry->length + 1);
-        if (!out)
-                return om_error_set_errno(e, ENOMEM, "cannot read %s", t->name);
+int om_file_table_read_into(const struct om_file_table *t, const struct om_file_entry *entry, char *out, struct om_error *e) {
         for (size_t done = 0; done < entry->length;) {
                 ssize_t n = pread(t->fds[om_file_slot(entry)], out + done, entry->length - done, (off_t) (om_file_offset(entry) + done));
                 if (n < 0 && errno == EINTR)
@@ -441,6 +444,17 @@ int om_file_table_read(
                                 n < 0 ? strerror(errno) : "the file is shorter than it was");
                 done += (size_t) n;
         }
+        return 0;
+}
+
+int om_file_table_read(
+        struct om_file_table *t, const struct om_file_entry *entry, struct om_arena *a, struct om_span *ret, struct om_error *e) {
+        char *out = om_arena_alloc(a, (size_t) entry->length + 1);
+        if (!out)
+                return om_error_set_errno(e, ENOMEM, "cannot read %s", t->name);
+        int r = om_file_table_read_into(t, entry, out, e);
+        if (r < 0)
+                return r;
         out[entry->length] = 0;
         *ret = (struct om_span){ out, entry->length };
         return 0;

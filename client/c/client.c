@@ -221,9 +221,10 @@ static int64_t next_due(omni_client *c) {
         int64_t due = -1;
         if (c->state == OMC_AWAY && c->wanted)
                 due = c->retry_at_ms;
-        if (c->state == OMC_UP)
-                for (struct omc_link *l = c->later.next; l != &c->later; l = l->next)
-                        due = sooner(due, omc_of(struct omc_call, link, l)->due_ms);
+        if (c->state != OMC_UP) /* do_due() does nothing of the rest either: a time that has passed would wake us without end */
+                return due;
+        for (struct omc_link *l = c->later.next; l != &c->later; l = l->next)
+                due = sooner(due, omc_of(struct omc_call, link, l)->due_ms);
         for (struct omc_link *l = c->agents.next; l != &c->agents; l = l->next) {
                 const omni_agent *a = omc_of(omni_agent, link, l);
                 if (a->extend_at_ms)

@@ -319,7 +319,7 @@ static int take_notification(omni_client *c, const struct om_rpc *rpc) {
 static int take_body(omni_client *c, struct om_span body) {
         struct om_rpc rpc;
         struct om_error e = OM_ERROR_INIT;
-        if (om_rpc_parse(body, &rpc, &e) < 0)
+        if (om_rpc_parse_sent(body, &rpc, &e) < 0)
                 return omc_fault(c, &e, "a message that is none");
         switch (rpc.type) {
         case OM_RPC_RESULT:

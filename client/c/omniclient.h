@@ -268,7 +268,7 @@ OMNI_API int omni_task_ack_publish(omni_task *task, const char *result_json, siz
 
 #define OMNI_FAIL_NO_RETRY 1 /* to the dead letters at once */
 /* Fails the task: it comes back later, or goes to the dead letters. `message` says why; `type` (may be NULL) is a short name of the sort of
- * error. delay_ms: -1 for the group's backoff. The pointer is dead after. Does not block. */
+ * error; both may point into the task. delay_ms: -1 for the group's backoff. The pointer is dead after. Does not block. */
 OMNI_API int omni_task_fail(omni_task *task, const char *message, const char *type, int64_t delay_ms, unsigned flags);
 
 /* Still working: the lease starts anew. Needed only with reclaim_idle_ms, when manual_extend is set or a handler computes for long: it is

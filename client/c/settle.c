@@ -142,12 +142,10 @@ static int fail_delivery(omni_client *c, uint64_t delivery, const char *message,
 
 int omni_task_fail(omni_task *t, const char *message, const char *type, int64_t delay_ms, unsigned flags) {
         omni_client *c = t->agent->client;
-        uint64_t delivery = t->delivery;
-        bool lost = t->lost;
-        omc_task_free(t);
-        if (lost)
-                return omc_fail(c, -ESTALE, "the lease is over: the task was or will be delivered again");
-        return fail_delivery(c, delivery, message, type, delay_ms, !(flags & OMNI_FAIL_NO_RETRY));
+        int r = t->lost ? omc_fail(c, -ESTALE, "the lease is over: the task was or will be delivered again")
+                        : fail_delivery(c, t->delivery, message, type, delay_ms, !(flags & OMNI_FAIL_NO_RETRY));
+        omc_task_free(t); /* last: the texts may point into it */
+        return r;
 }
 
 /* -- acknowledging ------------------------------------------------------------------------------------------------- */

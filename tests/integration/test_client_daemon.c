@@ -4,6 +4,7 @@
  */
 #include "../../client/c/omniclient.h"
 #include "../lib/daemon_proc.h"
+#include "../lib/suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -196,6 +197,25 @@ START_TEST(test_a_task_failed_for_good_is_a_dead_letter) {
         char *list;
         OK(omni_call(c, "dlq.list", "{\"topic\":\"dead\",\"agent\":\"d\"}", &list, NULL));
         ck_assert_msg(strstr(list, "\"never\"") && strstr(list, "\"Hopeless\""), "%s", list);
+        free(list);
+        omni_free(c);
+}
+END_TEST
+
+/* A task stands deeper in what the daemon sends than in its publish. */
+START_TEST(test_content_nested_to_the_limit_is_delivered_and_read_as_a_dead_letter) {
+        enum { DEPTH = 60 }; /* the limit is 64; body, params, task, payload are around it */
+        omni_client *c = client_new();
+        char content[2 * DEPTH + 1], params[400], *list;
+        memset(content, '[', DEPTH);
+        memset(content + DEPTH, ']', DEPTH);
+        content[2 * DEPTH] = '\0';
+        serve(c, "deep", "d", fail_for_good, NULL);
+        snprintf(params, sizeof(params), "{\"task\":{\"topic\":\"deep\",\"payload\":{\"content\":%s}}}", content);
+        OK(omni_call(c, "task.publish", params, NULL, NULL));
+        OK(omni_run(c));
+        OK(omni_call(c, "dlq.list", "{\"topic\":\"deep\",\"agent\":\"d\"}", &list, NULL));
+        ck_assert_ptr_nonnull(strstr(list, content));
         free(list);
         omni_free(c);
 }
@@ -506,6 +526,7 @@ int main(void) {
         tcase_add_test(work, test_many_tasks_are_published_and_handled_each_once);
         tcase_add_test(work, test_a_failed_task_comes_back_with_its_attempt_counted);
         tcase_add_test(work, test_a_task_failed_for_good_is_a_dead_letter);
+        tcase_add_test(work, test_content_nested_to_the_limit_is_delivered_and_read_as_a_dead_letter);
         tcase_add_test(work, test_outputs_of_an_ack_are_published);
         tcase_add_test(work, test_handlers_may_block_on_the_same_client);
         tcase_add_test(work, test_what_the_daemon_refuses_has_errno_and_words);
@@ -524,9 +545,5 @@ int main(void) {
                 tcase_set_timeout(all[i], 60);
                 suite_add_tcase(suite, all[i]);
         }
-        SRunner *runner = srunner_create(suite);
-        srunner_run_all(runner, CK_ENV);
-        int failed = srunner_ntests_failed(runner);
-        srunner_free(runner);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(suite);
 }

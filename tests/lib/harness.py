@@ -65,6 +65,7 @@ class Daemon:
         self.env = {k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", "XDG_RUNTIME_DIR")}
         self.env.update({"OMNIDAEMON_SOCKET": self.socket, **(env or {})})
         self.process = None
+        self.wrapper = []  # what runs the daemon, say valgrind
         if start:
             self.start()
 
@@ -80,7 +81,7 @@ class Daemon:
         """Starts the process and waits for nothing."""
         self.log = open(os.path.join(self.folder, "log"), "ab")
         self.process = subprocess.Popen(
-            [os.path.join(BIN, "omnidaemond"), *self.flags],
+            [*self.wrapper, os.path.join(BIN, "omnidaemond"), *self.flags],
             cwd=self.folder, env={**self.env, **(env or {})}, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
         )
 

@@ -5,11 +5,11 @@
  */
 #include <check.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #include "../../daemon/dispatch.h"
 #include "../lib/fake_backends.h"
+#include "../lib/suite.h"
 
 #define SETTING "_subscription_active:group:t:a"
 
@@ -287,8 +287,6 @@ END_TEST
 int main(void) {
         Suite *suite = suite_create("agents");
         TCase *all = tcase_create("agents");
-        SRunner *runner;
-        int failed;
 
         tcase_add_checked_fixture(all, set_up, tear_down);
         tcase_set_timeout(all, 60);
@@ -310,9 +308,5 @@ int main(void) {
         tcase_add_test(all, test_hello_and_backends_tell_what_is_there);
         tcase_add_test(all, test_dead_letters_are_moved_by_ids_or_all_never_by_silence);
         suite_add_tcase(suite, all);
-        runner = srunner_create(suite);
-        srunner_run_all(runner, CK_ENV);
-        failed = srunner_ntests_failed(runner);
-        srunner_free(runner);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(suite);
 }

@@ -14,6 +14,7 @@
 #include "../../daemon/metrics.h"
 #include "../../proto/frame.h"
 #include "../lib/memory_backends.h"
+#include "../lib/suite.h"
 
 static struct om_loop *loop;
 static struct om_core *core;
@@ -1094,8 +1095,6 @@ END_TEST
 int main(void) {
         Suite *suite = suite_create("dispatch");
         TCase *t = tcase_create("dispatch");
-        SRunner *runner;
-        int failed;
 
         tcase_add_checked_fixture(t, start, end);
         tcase_set_timeout(t, 60);
@@ -1141,9 +1140,5 @@ int main(void) {
         tcase_add_test(t, test_a_stop_ends_although_the_bus_is_away);
         tcase_add_test(t, test_many_tasks_go_their_way_in_batches);
         suite_add_tcase(suite, t);
-        runner = srunner_create(suite);
-        srunner_run_all(runner, CK_ENV);
-        failed = srunner_ntests_failed(runner);
-        srunner_free(runner);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(suite);
 }

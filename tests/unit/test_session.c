@@ -8,12 +8,12 @@
 #include <malloc.h>
 #include <poll.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "../lib/fake_backends.h"
+#include "../lib/suite.h"
 
 static int fd;
 
@@ -499,8 +499,6 @@ int main(void) {
         TCase *frames = tcase_create("frames"), *pipelining = tcase_create("pipelining"), *ends = tcase_create("ends"),
               *output = tcase_create("output"), *cost = tcase_create("cost"), *calls = tcase_create("calls"), *stop = tcase_create("stop");
         TCase *all[] = { frames, pipelining, ends, output, cost, calls };
-        SRunner *runner;
-        int failed;
 
         for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
                 tcase_add_checked_fixture(all[i], set_up, tear_down);
@@ -536,9 +534,5 @@ int main(void) {
         tcase_add_test(stop, test_a_stop_tells_clients_and_answers_what_is_open);
         suite_add_tcase(suite, stop);
 
-        runner = srunner_create(suite);
-        srunner_run_all(runner, CK_ENV);
-        failed = srunner_ntests_failed(runner);
-        srunner_free(runner);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(suite);
 }

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Many: workers that never read, topics and groups. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "rig.h"
+
+static int by_size(const void *a, const void *b) { return *(const double *) a < *(const double *) b ? -1 : 1; }
+
+/* One task at a time, publish to ack: the median, in ms. */
+static double round_trip_ms(struct worker *w, const char *t) {
+        enum { N = 101 };
+        double took[N];
+        for (int i = 0; i < N; i++) {
+                long before = w->acked;
+                double start = now_ms();
+                publish(t, "%d", i);
+                MUST(UNTIL(w->acked == before + 1, 10000), "task %d is not handled", i);
+                took[i] = now_ms() - start;
+        }
+        qsort(took, N, sizeof(*took), by_size);
+        return took[N / 2];
+}
+
+static void ignore(omni_agent *agent, omni_task *task, void *user) {}
+
+/* Their clients are served by nobody once they are registered: each socket fills, and what is beyond must not pile up anywhere. */
+static void sleepers(void) {
+        enum { SIZE = 10000, PREFETCH = 100, ROOM = 16 << 20, OUTPUT = 128 << 10, SOCKET = 256 << 10 };
+        int n = SCALE(500, 50), tasks = n * PREFETCH;
+        rig_up((const char *const[]){ rig_text("SESSION_OUTPUT_BYTES=%d", OUTPUT), "STOP_GRACE=0", RIG_MEASURED, NULL });
+        const char *t = topic("awake"), *u = topic("asleep");
+        struct worker *awake = serve(t, "a", act_ack), *beside = serve(u, "awake", act_ack);
+        double alone = round_trip_ms(awake, t);
+        omni_agent_options o = agent_options(u, "asleep");
+        o.prefetch = PREFETCH;
+        for (int i = 0; i < n; i++) {
+                omni_client *c = client_unserved();
+                MUST(omni_agent_register(c, &o, ignore, NULL, NULL) == 0, "sleeper %d: %s", i, omni_strerror(c));
+        }
+        size_t before = rig_anonymous_bytes();
+        char *content = malloc(SIZE + 1);
+        memset(content, 'x', SIZE);
+        content[0] = content[SIZE - 1] = '"';
+        content[SIZE] = '\0';
+        omni_publish_options task = OMNI_PUBLISH_OPTIONS_INIT, batch[100];
+        omni_publish_result results[100];
+        task.topic = u;
+        task.content = content;
+        for (int i = 0; i < 100; i++)
+                batch[i] = task;
+        for (int done = 0; done < tasks; done += 100) {
+                MUST(omni_publish_many(rig_client, batch, 100, results) == 100, "publish: %s", omni_strerror(rig_client));
+                serve_for(0);
+        }
+        MUST(UNTIL(beside->acked == tasks, 60000), "the other group of their topic has %ld of %d", beside->acked, tasks);
+        MUST(group_n(u, "asleep", "leased") >= n, "nothing was tried: only %lld tasks are with the sleepers",
+                (long long) group_n(u, "asleep", "leased"));
+        double with = round_trip_ms(awake, t);
+        size_t grown = rig_anonymous_bytes() - before;
+        printf("round trip %.2f ms alone, %.2f ms beside %d sleepers; memory grew by %zu bytes\n", alone, with, n, grown);
+        MUST(with < 3 * alone + 20, "a round trip takes %.1f ms beside them, %.1f ms alone", with, alone);
+        /* What a socket and the daemon's own queue take of each, as the task and as the message. */
+        MUST(grown < ROOM + (size_t) n * 2 * (OUTPUT + SOCKET), "the daemon's memory grew by %zu bytes", grown);
+        MUST_BE(group_n(u, "asleep", "finished"), 0);
+}
+
+static long acked_of(struct worker *const *workers, int n) {
+        long total = 0;
+        for (int i = 0; i < n; i++)
+                total += workers[i]->acked;
+        return total;
+}
+
+static void publish_to_each(char *const *topics, int n) {
+        omni_publish_options *tasks = calloc((size_t) n, sizeof(*tasks));
+        omni_publish_result *results = calloc((size_t) n, sizeof(*results));
+        for (int i = 0; i < n; i++) {
+                tasks[i] = (omni_publish_options) OMNI_PUBLISH_OPTIONS_INIT;
+                tasks[i].topic = topics[i];
+                tasks[i].content = "1";
+        }
+        MUST(omni_publish_many(rig_client, tasks, (size_t) n, results) == n, "publish: %s", omni_strerror(rig_client));
+        free(tasks);
+        free(results);
+}
+
+static void many_topics(void) {
+        enum { GROUPS = 2, A_CLIENT = 200, TOPICS_MAX = 1000 };
+        static char *topics[TOPICS_MAX];
+        static struct worker *workers[TOPICS_MAX * GROUPS];
+        int n = SCALE(TOPICS_MAX, 250);
+        omni_client *c = NULL;
+        rig_up(NULL);
+        for (int i = 0; i < n; i++) {
+                topics[i] = (char *) topic(rig_text("t%d", i));
+                for (int g = 0; g < GROUPS; g++) {
+                        int k = i * GROUPS + g;
+                        if (k % A_CLIENT == 0)
+                                c = client_new();
+                        omni_agent_options o = agent_options(topics[i], g ? "b" : "a");
+                        workers[k] = serve_on(c, &o, act_ack);
+                }
+        }
+        for (int round = 1; round <= 3; round++) {
+                publish_to_each(topics, n);
+                MUST(UNTIL(acked_of(workers, n * GROUPS) == (long) round * n * GROUPS, 60000), "round %d: %ld of %d", round,
+                        acked_of(workers, n * GROUPS), round * n * GROUPS);
+                for (int k = 0; k < n * GROUPS; k++)
+                        MUST(workers[k]->n == (size_t) round, "round %d: group %d of topic %d got %zu", round, k % GROUPS, k / GROUPS,
+                                workers[k]->n);
+                if (round == 1)
+                        om_test_daemon_restart(rig_daemon);
+                else if (round == 2) {
+                        om_test_daemon_kill9(rig_daemon);
+                        om_test_daemon_up(rig_daemon);
+                }
+        }
+        json_t *s = rpc(rig_client, "bus.stats", NULL);
+        MUST(num(s, "totals.topics") >= n && num(s, "totals.groups") >= n * GROUPS, "the totals are %s", dump(at(s, "totals")));
+}
+
+const struct conf_case conf_bus_load[] = {
+        { "B28", "500 workers that never read: others unaffected", sleepers, 90 },
+        { "B37", "1,000 topics x 2 groups work, and a restart recovers them", many_topics, 90 },
+        { NULL },
+};
