@@ -52,14 +52,17 @@ class Link:
         loop = asyncio.get_running_loop()
         mood = self.proxy.mood
         try:
+            first = b""
             while mood.hole:
-                if not await self.swallow():
+                first = await self.swallow()
+                if first is None:
                     return
             self.server = socket.socket(self.proxy.family)
             self.server.setblocking(False)
             await loop.sock_connect(self.server, self.proxy.target)
             for s in (self.client, self.server):
                 s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.sock_sendall(self.server, first)
             for source, sink in ((self.client, self.server), (self.server, self.client)):
                 queue = asyncio.Queue(64)
                 self.tasks += [asyncio.create_task(self.take(source, queue)), asyncio.create_task(self.send(queue, sink))]
@@ -70,15 +73,15 @@ class Link:
             self.close()
 
     async def swallow(self):
-        """Takes what a client sends into a hole, until that is over (True) or it goes away."""
+        """Takes what a client sends into a hole. None: it went away. Else what is to be passed on, because it came after the hole was closed."""
         changed = asyncio.create_task(self.proxy.mood.changed.wait())
         data = asyncio.create_task(asyncio.get_running_loop().sock_recv(self.client, PIECE))
         await asyncio.wait((changed, data), return_when=asyncio.FIRST_COMPLETED)
         changed.cancel()
         if data.done():
-            return bool(data.result())
+            return None if not data.result() else b"" if self.proxy.mood.hole else data.result()
         data.cancel()
-        return True
+        return b""
 
     async def take(self, source, queue):
         loop, mood = asyncio.get_running_loop(), self.proxy.mood

@@ -16,10 +16,10 @@ import time
 
 from fault import LONG, SANITIZED, Daemon, OmniError, amount, case, main, note, wait_for
 
-SILENT = amount("SILENT", 300 if SANITIZED else 1000, 10000)
+SILENT = amount("SILENT", 100 if SANITIZED else 300, 10000)
 SLOW = amount("SLOW", 100, 1000)
-SAMPLES = amount("SAMPLES", 1500, 10000)
-GREEDY = amount("GREEDY", 50, 500)
+SAMPLES = amount("SAMPLES", 300, 3000)
+GREEDY = amount("GREEDY", 20, 500)
 OUTPUT_BYTES = 64 << 10  # what waits for a client that does not read before it is not read either; the least that the setting allows
 IN_FLIGHT = 1024  # requests of one connection that are answered all the same: limits.in_flight
 # Besides: the event, the session, what came in; and buffers double.
@@ -137,7 +137,7 @@ def measured(daemon, what, crowd_of, bytes_each, n):
 
 @case
 def many_that_never_read_cost_bounded_memory_and_are_ended():
-    with Daemon("--session-output-bytes", str(OUTPUT_BYTES), "--stalled-client", "15s" if LONG else "5s") as daemon:
+    with Daemon("--session-output-bytes", str(OUTPUT_BYTES), "--stalled-client", "15s" if LONG else "2s") as daemon:
         measured(daemon, "connections that never read", lambda: Crowd("silent", daemon, SILENT), PING_BYTES, SILENT)
         longest = 0
         with contextlib.closing(daemon.connect(120)) as admin, Crowd("silent", daemon, SILENT):
