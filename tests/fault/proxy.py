@@ -7,7 +7,8 @@
     delay MS [JITTER_MS]   what passes waits so long, each way; order is kept
     cut N                  what passes comes in pieces of N bytes, a write each; 0: as it came
     stall                  nothing is read from either side any more: both run into full buffers
-    hole                   everything is read and thrown away; new connections are taken and answered nothing
+    hole                   everything is read and thrown away; new connections are taken and answered nothing, and reach the server when they
+                           say something after it
     pass                   ends delay, cut, stall and hole
     half-close             the sending side towards the client is closed on every connection
     reset                  every connection ends with RST, on both sides
@@ -53,9 +54,9 @@ class Link:
         mood = self.proxy.mood
         try:
             first = b""
-            while mood.hole:
-                first = await self.swallow()
-                if first is None:
+            while mood.hole:  # a receive that is cancelled may lose what it has: so what comes next is what tells
+                first = await loop.sock_recv(self.client, PIECE)
+                if not first:
                     return
             self.server = socket.socket(self.proxy.family)
             self.server.setblocking(False)
@@ -71,17 +72,6 @@ class Link:
             pass
         finally:
             self.close()
-
-    async def swallow(self):
-        """Takes what a client sends into a hole. None: it went away. Else what is to be passed on, because it came after the hole was closed."""
-        changed = asyncio.create_task(self.proxy.mood.changed.wait())
-        data = asyncio.create_task(asyncio.get_running_loop().sock_recv(self.client, PIECE))
-        await asyncio.wait((changed, data), return_when=asyncio.FIRST_COMPLETED)
-        changed.cancel()
-        if data.done():
-            return None if not data.result() else b"" if self.proxy.mood.hole else data.result()
-        data.cancel()
-        return b""
 
     async def take(self, source, queue):
         loop, mood = asyncio.get_running_loop(), self.proxy.mood
