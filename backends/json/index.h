@@ -12,7 +12,7 @@
  * Thread: the storage's worker.
  */
 #include <stdio.h>
-#define HASH_NONFATAL_OOM 1 /* what could not be added has a handle without a table */
+#define HASH_NONFATAL_OOM 1    /* what could not be added has a handle without a table */
 #define HASH_FUNCTION HASH_FNV /* the default one makes clang warn */
 #include <uthash.h>
 
