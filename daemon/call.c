@@ -132,6 +132,19 @@ void om_call_end(struct om_call *c) {
         om_call_free(c);
 }
 
+struct om_buf *om_call_begin(struct om_call *c, int status, const struct om_error *e) {
+        struct om_buf *b;
+
+        if (status < 0) {
+                om_call_fail(c, e);
+                return NULL;
+        }
+        b = om_request_begin(c->req);
+        if (!b)
+                om_call_free(c);
+        return b;
+}
+
 /* -- going out ----------------------------------------------------------------------------------------------------- */
 
 static void completed(struct om_call *c, int status, const struct om_error *e);
@@ -377,6 +390,18 @@ void om_call_collect(struct om_call *c) {
         c->done = on_page;
         c->n_rows = 0;
         om_call_start(c);
+}
+
+void om_call_for(struct om_request *req, struct om_span params, enum om_call_type type, om_call_read_fn *read, om_call_done_fn *done) {
+        struct om_call *c = om_call_new(req->core, req, type, done);
+        struct om_error e = OM_ERROR_INIT;
+
+        if (!c)
+                return;
+        if (read(c, params, &e) < 0)
+                om_call_fail(c, &e);
+        else
+                om_call_start(c);
 }
 
 /* -- one entry ----------------------------------------------------------------------------------------------------- */

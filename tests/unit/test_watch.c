@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #include "../../daemon/watch.h"
-#include "../lib/fake_backends.h"
+#include "../lib/fake_core.h"
 #include "../lib/suite.h"
 
 static int fd;
