@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The embedded bus when calls meet in one turn, and when a turn has to be undone: what was told to the core, what is on its way, and who
+ * still waits for a delivery. The commit of a turn is held up until the calls of the next one are all in.
+ */
+#include <check.h>
+#include <errno.h>
+#include <lmdb.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../lib/bus_user.h"
+
+extern const struct om_bus_ops om_local_bus_ops;
+extern int (*om_local_commit)(MDB_txn *txn);
+
+static char folder[64], url[200];
+static struct bus_user u;
+
+static void set_up(void) {
+        strcpy(folder, "/tmp/omni-test-local-XXXXXX");
+        ck_assert_ptr_nonnull(mkdtemp(folder));
+        snprintf(url, sizeof url, "local:%s/bus?durability=memory", folder);
+        ck_assert_msg(bus_open(&u, &om_local_bus_ops, url, folder) == 0, "%s", u.error.message);
+}
+static void tear_down(void) {
+        char command[100];
+
+        om_local_commit = mdb_txn_commit;
+        bus_close(&u);
+        snprintf(command, sizeof command, "rm -rf %s", folder);
+        ck_assert_int_eq(system(command), 0);
+}
+static struct bus_group *serve(const char *topic, const char *agent) {
+        struct bus_group *g = bus_serve(&u, topic, agent, OM_START_DEFAULT, 0);
+
+        ck_assert_msg(g != NULL, "%s", u.error.message);
+        return g;
+}
+
+/* -- a turn that waits --------------------------------------------------------------------------------------------- */
+
+static sem_t entered, leave;
+static atomic_int n_held;
+static int held_commit(MDB_txn *txn) {
+        if (atomic_fetch_sub(&n_held, 1) == 1) {
+                sem_post(&entered);
+                sem_wait(&leave);
+        }
+        return mdb_txn_commit(txn);
+}
+static void hold_next_commit(void) {
+        sem_init(&entered, 0, 0);
+        sem_init(&leave, 0, 0);
+        atomic_store(&n_held, 1);
+        om_local_commit = held_commit;
+}
+
+struct call {
+        union {
+                struct om_op op; /* each of them begins with it */
+                struct om_bus_change change;
+                struct om_bus_settle settle;
+        };
+        bool done;
+        int status;
+};
+static void on_done(struct om_op *op, int status, const struct om_error *e) {
+        struct call *c = (struct call *) op;
+
+        (void) e;
+        c->done = true;
+        c->status = status;
+}
+static void start_change(struct call *c, enum om_bus_change_type type, const char *topic, const char *agent) {
+        struct om_error e = OM_ERROR_INIT;
+
+        c->change = (struct om_bus_change){ .type = type, .topic = om_span_of(topic), .agent = om_span_of(agent) };
+        c->op.done = on_done;
+        ck_assert_int_eq(u.ops->change(u.bus, &c->change, &e), 0);
+}
+static void start_settle(struct call *c, struct om_settlement *item) {
+        struct om_error e = OM_ERROR_INIT;
+
+        c->settle = (struct om_bus_settle){ .items = item, .n = 1 };
+        c->op.done = on_done;
+        ck_assert_int_eq(u.ops->settle(u.bus, &c->settle, &e), 0);
+}
+
+/* -- what the core holds ------------------------------------------------------------------------------------------- */
+
+START_TEST(test_a_delivery_taken_back_and_settled_in_one_turn_is_told_once_and_freed_once) {
+        struct bus_group *g = serve("t", "a");
+        struct call dummy = { 0 }, seek = { 0 }, settle = { 0 };
+        struct om_settlement item = { .verdict = OM_ACK };
+
+        ck_assert_int_eq(bus_put_many(&u, "t", 0, 1), 0);
+        ck_assert_uint_eq(bus_take(g, 1, 1000), 1);
+        item.delivery = g->got[0];
+        g->n_got = 0;
+        hold_next_commit();
+        start_change(&dummy, OM_CHANGE_SEEK, "t", "nobody");
+        sem_wait(&entered);
+        start_change(&seek, OM_CHANGE_SEEK, "t", "a");
+        start_settle(&settle, &item);
+        sem_post(&leave);
+        ck_assert(bus_until(&u, &settle.done, 5000));
+        ck_assert(bus_until(&u, &seek.done, 5000));
+        ck_assert_int_eq(settle.status, 0);
+        ck_assert_int_eq(item.outcome.status, -ESTALE);
+        ck_assert_uint_eq(bus_take(g, 1, 1000), 1);
+        ck_assert_int_eq(bus_settle(g, 0, 1, OM_ACK, 0), 0);
+        bus_unserve(g);
+}
+END_TEST
+
+int main(void) {
+        Suite *s = suite_create("local_bus_races");
+        TCase *t = tcase_create("races");
+        SRunner *sr = srunner_create(s);
+        int failed;
+
+        suite_add_tcase(s, t);
+        tcase_add_checked_fixture(t, set_up, tear_down);
+        tcase_set_timeout(t, 60);
+        tcase_add_test(t, test_a_delivery_taken_back_and_settled_in_one_turn_is_told_once_and_freed_once);
+        srunner_run_all(sr, CK_ENV);
+        failed = srunner_ntests_failed(sr);
+        srunner_free(sr);
+        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
