@@ -119,6 +119,47 @@ START_TEST(test_a_delivery_taken_back_and_settled_in_one_turn_is_told_once_and_f
 }
 END_TEST
 
+/* -- undone turns -------------------------------------------------------------------------------------------------- */
+
+static int n_full;
+static int full_commit(MDB_txn *txn) {
+        if (n_full > 0) {
+                n_full--;
+                mdb_txn_abort(txn);
+                return MDB_MAP_FULL;
+        }
+        return mdb_txn_commit(txn);
+}
+
+START_TEST(test_a_group_made_again_keeps_its_new_server_when_a_turn_is_undone) {
+        struct bus_group *old = serve("t", "a"), *fresh;
+        struct om_bus_change c = { .type = OM_CHANGE_DELETE_GROUP, .topic = OM_SPAN("t"), .agent = OM_SPAN("a") };
+
+        ck_assert_int_eq(bus_put_many(&u, "t", 0, 1), 0);
+        ck_assert_uint_eq(bus_take(old, 1, 1000), 1);
+        ck_assert_int_eq(bus_settle(old, 0, 1, OM_DEAD, 0), 0);
+        ck_assert_int_eq(bus_change(&u, &c), 0); /* the dead letter keeps the record of the group */
+        fresh = serve("t", "a");
+        om_local_commit = full_commit;
+        n_full = 1;
+        ck_assert_int_eq(bus_put_many(&u, "t", 1, 1), 0);
+        ck_assert_uint_eq(bus_take(fresh, 1, 1000), 1);
+        ck_assert_int_eq(bus_settle(fresh, 0, 1, OM_ACK, 0), 0);
+        bus_unserve(old);
+        bus_unserve(fresh);
+}
+END_TEST/* -- memory that is not there -------------------------------------------------------------------------------------- */
+
+/* Only deliveries are allocated this way. */
+static atomic_int n_no_memory;
+void *aligned_alloc(size_t alignment, size_t size) {
+        void *p;
+
+        if (atomic_load(&n_no_memory) > 0 && atomic_fetch_sub(&n_no_memory, 1) > 0)
+                return NULL;
+        return posix_memalign(&p, alignment, size) ? NULL : p;
+}
+
 int main(void) {
         Suite *s = suite_create("local_bus_races");
         TCase *t = tcase_create("races");
@@ -129,6 +170,7 @@ int main(void) {
         tcase_add_checked_fixture(t, set_up, tear_down);
         tcase_set_timeout(t, 60);
         tcase_add_test(t, test_a_delivery_taken_back_and_settled_in_one_turn_is_told_once_and_freed_once);
+        tcase_add_test(t, test_a_group_made_again_keeps_its_new_server_when_a_turn_is_undone);
         srunner_run_all(sr, CK_ENV);
         failed = srunner_ntests_failed(sr);
         srunner_free(sr);
