@@ -111,9 +111,22 @@ static void marks_later(struct om_bus *b) {
                 b->marks_due = om_clock_ms() + MARK_DELAY_MS;
 }
 
+void held_is_out(struct om_bus *b, struct held *h) {
+        struct lane *ln = &h->at->lanes[h->id.lane];
+
+        if (h->has_pend) {
+                remember_redelivered(b, h);
+                marks_later(b);
+        }
+        if (h->id.seq >= ln->handed)
+                ln->handed = h->id.seq + 1;
+        if (ln->handed > ln->mark) {
+                attach_dirty(b, h->at);
+                marks_later(b);
+        }
+}
+
 static int hand_out(struct om_bus *b, struct om_bus_sub *s, struct held *h, struct om_span record) {
-        struct attach *at = h->at;
-        struct lane *ln = &at->lanes[h->id.lane];
         struct local_delivery *d = delivery_new(b, record, s->want);
 
         if (!d)
@@ -144,16 +157,7 @@ static int hand_out(struct om_bus *b, struct om_bus_sub *s, struct held *h, stru
         s->batch->items[s->batch->n++] = &d->d;
         s->want--;
         s->sent++;
-        if (h->has_pend) {
-                remember_redelivered(b, h);
-                marks_later(b);
-        }
-        if (h->id.seq >= ln->handed)
-                ln->handed = h->id.seq + 1;
-        if (ln->handed > ln->mark) {
-                attach_dirty(b, at);
-                marks_later(b);
-        }
+        held_is_out(b, h);
         return 0;
 }
 

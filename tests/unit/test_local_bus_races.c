@@ -148,17 +148,71 @@ START_TEST(test_a_group_made_again_keeps_its_new_server_when_a_turn_is_undone) {
         bus_unserve(old);
         bus_unserve(fresh);
 }
-END_TEST/* -- memory that is not there -------------------------------------------------------------------------------------- */
+END_TEST
 
-/* Only deliveries are allocated this way. */
-static atomic_int n_no_memory;
-void *aligned_alloc(size_t alignment, size_t size) {
-        void *p;
+/* What a child does, until it dies with everything out. */
+static void die_in_a_child(void (*run)(void)) {
+        int status;
+        pid_t pid;
 
-        if (atomic_load(&n_no_memory) > 0 && atomic_fetch_sub(&n_no_memory, 1) > 0)
-                return NULL;
-        return posix_memalign(&p, alignment, size) ? NULL : p;
+        bus_close(&u);
+        pid = fork();
+        ck_assert_int_ge(pid, 0);
+        if (pid == 0) {
+                if (bus_open(&u, &om_local_bus_ops, url, folder) == 0)
+                        run();
+                kill(getpid(), SIGKILL);
+        }
+        ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+        ck_assert(WIFSIGNALED(status));
+        ck_assert_int_eq(WTERMSIG(status), SIGKILL);
+        ck_assert_int_eq(bus_open(&u, &om_local_bus_ops, url, folder), 0);
 }
+
+static void first_attempt_and_an_undone_turn(void) {
+        struct bus_group *g = bus_serve(&u, "t", "a", OM_START_DEFAULT, 0);
+
+        om_local_commit = full_commit;
+        if (bus_put_many(&u, "t", 0, 1) < 0 || bus_take(g, 1, 1000) != 1)
+                _exit(1);
+        n_full = 1;
+        if (bus_put_many(&u, "u", 0, 1) < 0)
+                _exit(2);
+        bus_run(&u, 200);
+}
+START_TEST(test_a_first_attempt_that_a_death_ended_is_counted_after_an_undone_turn) {
+        struct bus_group *g;
+
+        die_in_a_child(first_attempt_and_an_undone_turn);
+        g = serve("t", "a");
+        ck_assert_uint_eq(bus_take(g, 1, 1000), 1);
+        ck_assert_uint_eq(g->got[0]->attempt, 2);
+        bus_unserve(g);
+}
+END_TEST
+
+static void second_attempt_and_an_undone_turn(void) {
+        struct bus_group *g = bus_serve(&u, "t", "a", OM_START_DEFAULT, 0);
+
+        om_local_commit = full_commit;
+        if (bus_put_many(&u, "t", 0, 1) < 0 || bus_take(g, 1, 1000) != 1 || bus_settle(g, 0, 1, OM_RETRY, om_now_ms()) < 0 ||
+                bus_take(g, 1, 1000) != 1)
+                _exit(1);
+        n_full = 1;
+        if (bus_put_many(&u, "u", 0, 1) < 0)
+                _exit(2);
+        bus_run(&u, 200);
+}
+START_TEST(test_a_second_attempt_that_a_death_ended_is_counted_after_an_undone_turn) {
+        struct bus_group *g;
+
+        die_in_a_child(second_attempt_and_an_undone_turn);
+        g = serve("t", "a");
+        ck_assert_uint_eq(bus_take(g, 1, 1000), 1);
+        ck_assert_uint_eq(g->got[0]->attempt, 3);
+        bus_unserve(g);
+}
+END_TEST
 
 int main(void) {
         Suite *s = suite_create("local_bus_races");
@@ -171,6 +225,8 @@ int main(void) {
         tcase_set_timeout(t, 60);
         tcase_add_test(t, test_a_delivery_taken_back_and_settled_in_one_turn_is_told_once_and_freed_once);
         tcase_add_test(t, test_a_group_made_again_keeps_its_new_server_when_a_turn_is_undone);
+        tcase_add_test(t, test_a_first_attempt_that_a_death_ended_is_counted_after_an_undone_turn);
+        tcase_add_test(t, test_a_second_attempt_that_a_death_ended_is_counted_after_an_undone_turn);
         srunner_run_all(sr, CK_ENV);
         failed = srunner_ntests_failed(sr);
         srunner_free(sr);
