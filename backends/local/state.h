@@ -408,6 +408,7 @@ struct om_bus {
         unsigned n_failures;
         int64_t retry_at; /* monotonic: when to try the folder again */
         bool oom;         /* an allocation failed in this transaction */
+        int fill_error;   /* of the last turn that handed out */
 
         uint64_t commits, commit_tasks, last_commit_ns;
 };

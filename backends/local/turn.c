@@ -575,8 +575,9 @@ int bus_turn(void *ctx, struct om_work *list) {
                 retries_due(b);
                 int r = fill(b);
 
-                if (r) /* out of memory, or a row that cannot be read; that group is tried again with its next want */
+                if (r && r != b->fill_error) /* out of memory, or a row that cannot be read: tried again every REOPEN_MIN_MS, told once */
                         om_host_log(b->host, OM_LOG_ERROR, "embedded bus in %s: cannot read tasks: %s", b->path, mdb_strerror(r));
+                b->fill_error = r;
                 trouble = r != 0;
         }
         for (struct msg *m = t.queries; m; m = next) {

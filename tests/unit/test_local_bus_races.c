@@ -214,6 +214,31 @@ START_TEST(test_a_second_attempt_that_a_death_ended_is_counted_after_an_undone_t
 }
 END_TEST
 
+/* -- memory that is not there -------------------------------------------------------------------------------------- */
+
+/* Only deliveries are allocated this way. */
+static atomic_int n_no_memory;
+void *aligned_alloc(size_t alignment, size_t size) {
+        void *p;
+
+        if (atomic_load(&n_no_memory) > 0 && atomic_fetch_sub(&n_no_memory, 1) > 0)
+                return NULL;
+        return posix_memalign(&p, alignment, size) ? NULL : p;
+}
+
+START_TEST(test_a_group_that_could_not_be_filled_for_want_of_memory_is_filled_soon_after) {
+        struct bus_group *g = serve("t", "a");
+
+        ck_assert_int_eq(bus_put_many(&u, "t", 0, 3), 0);
+        atomic_store(&n_no_memory, 1);
+        ck_assert_uint_eq(bus_take(g, 3, 2000), 3); /* it wants once, and nothing else happens */
+        for (int i = 0; i < 3; i++)
+                ck_assert_int_eq(bus_content(g->got[i]), i);
+        ck_assert_int_eq(bus_settle(g, 0, 3, OM_ACK, 0), 0);
+        bus_unserve(g);
+}
+END_TEST
+
 int main(void) {
         Suite *s = suite_create("local_bus_races");
         TCase *t = tcase_create("races");
@@ -227,6 +252,7 @@ int main(void) {
         tcase_add_test(t, test_a_group_made_again_keeps_its_new_server_when_a_turn_is_undone);
         tcase_add_test(t, test_a_first_attempt_that_a_death_ended_is_counted_after_an_undone_turn);
         tcase_add_test(t, test_a_second_attempt_that_a_death_ended_is_counted_after_an_undone_turn);
+        tcase_add_test(t, test_a_group_that_could_not_be_filled_for_want_of_memory_is_filled_soon_after);
         srunner_run_all(sr, CK_ENV);
         failed = srunner_ntests_failed(sr);
         srunner_free(sr);
