@@ -207,7 +207,9 @@ static void check_delivery(int g, const struct om_delivery *d) {
         }
         tasks[t].in[g].state = OUT;
         tasks[t].in[g].met = true;
-        tasks[t].in[g].low = tasks[t].in[g].high = d->attempt;
+        tasks[t].in[g].high = d->attempt;
+        if (!tasks[t].key) /* one that is counted too much is so in memory only */
+                tasks[t].in[g].low = d->attempt;
 }
 
 /* A turn that was undone reads again what is below the mark, as after a death: group.c says what that makes of those that waited for their
@@ -343,7 +345,8 @@ static void op_settle_range(int g, size_t from, size_t n, enum om_verdict verdic
                         groups[g].finished++;
                         break;
                 case OM_RETRY:
-                        t->in[g].low = ++t->in[g].high;
+                        t->in[g].low++;
+                        t->in[g].high++;
                         t->in[g].state = RETRIES;
                         break;
                 case OM_RELEASE:
