@@ -80,7 +80,21 @@ struct om_call *om_call_new(struct om_core *core, struct om_request *req, enum o
 }
 
 struct om_span om_call_copy(struct om_call *c, struct om_span s) {
-        return s.p ? om_arena_copy(&c->arena, s) : s;
+        struct om_span copy = s.p ? om_arena_copy(&c->arena, s) : s;
+
+        c->no_memory |= s.p && !copy.p;
+        return copy;
+}
+
+struct om_span om_call_keep(struct om_call *c, struct om_buf *b) {
+        struct om_span copy = OM_SPAN_NONE;
+
+        if (om_buf_ok(b))
+                copy = om_call_copy(c, om_buf_span(b));
+        else
+                c->no_memory = true;
+        om_buf_deinit(b);
+        return copy;
 }
 
 void om_call_free(struct om_call *c) {
@@ -271,7 +285,10 @@ void om_call_start(struct om_call *c) {
         calls->n_open++;
         event_assign(&c->deadline, om_loop_base(c->core->loop), -1, 0, on_deadline, c);
         event_add(&c->deadline, &tv);
-        if (calls->stopping) {
+        if (c->no_memory) {
+                c->no_memory = false;
+                fail_later(c, om_error_set_errno(&e, ENOMEM, "a call to bus or storage"), &e);
+        } else if (calls->stopping) {
                 om_error_set(&e, OM_UNAVAILABLE, "the daemon is stopping");
                 fail_later(c, -EAGAIN, &e);
         } else if (calls->waiting[side] || !try_send(c)) {

@@ -73,6 +73,7 @@ struct om_call {
         /* call.c's */
         int state, status;
         bool timed_out;
+        bool no_memory; /* an input could not be copied: an absent one can mean "all" */
         struct om_call *next, *prev;
         struct event deadline;
         struct om_post post;
@@ -84,8 +85,10 @@ struct om_call {
 struct om_call *om_call_new(struct om_core *core, struct om_request *req, enum om_call_type type, om_call_done_fn *done);
 /* Makes the call ready for another operation: frees what the last one returned; req, data and arena stay. */
 void om_call_reset(struct om_call *c, enum om_call_type type, om_call_done_fn *done);
-/* A copy in the call's arena; absent stays absent. */
+/* A copy in the call's arena; absent stays absent. Out of memory: absent too, and om_call_start() fails with -ENOMEM instead of asking. */
 struct om_span om_call_copy(struct om_call *c, struct om_span s);
+/* The same of what a buffer has gathered; frees the buffer. */
+struct om_span om_call_keep(struct om_call *c, struct om_buf *b);
 void om_call_start(struct om_call *c);
 /* The beginning of most requests: makes the call, lets read() fill its inputs from the params, and starts it; or answers with the error
  * that read() returned. */

@@ -7,7 +7,8 @@
     delay MS [JITTER_MS]   what passes waits so long, each way; order is kept
     cut N                  what passes comes in pieces of N bytes, a write each; 0: as it came
     stall                  nothing is read from either side any more: both run into full buffers
-    hole                   everything is read and thrown away; new connections are taken and answered nothing
+    hole                   everything is read and thrown away; new connections are taken and answered nothing, and reach the server when they
+                           say something after it
     pass                   ends delay, cut, stall and hole
     half-close             the sending side towards the client is closed on every connection
     reset                  every connection ends with RST, on both sides
@@ -52,14 +53,17 @@ class Link:
         loop = asyncio.get_running_loop()
         mood = self.proxy.mood
         try:
-            while mood.hole:
-                if not await self.swallow():
+            first = b""
+            while mood.hole:  # a receive that is cancelled may lose what it has: so what comes next is what tells
+                first = await loop.sock_recv(self.client, PIECE)
+                if not first:
                     return
             self.server = socket.socket(self.proxy.family)
             self.server.setblocking(False)
             await loop.sock_connect(self.server, self.proxy.target)
             for s in (self.client, self.server):
                 s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.sock_sendall(self.server, first)
             for source, sink in ((self.client, self.server), (self.server, self.client)):
                 queue = asyncio.Queue(64)
                 self.tasks += [asyncio.create_task(self.take(source, queue)), asyncio.create_task(self.send(queue, sink))]
@@ -68,17 +72,6 @@ class Link:
             pass
         finally:
             self.close()
-
-    async def swallow(self):
-        """Takes what a client sends into a hole, until that is over (True) or it goes away."""
-        changed = asyncio.create_task(self.proxy.mood.changed.wait())
-        data = asyncio.create_task(asyncio.get_running_loop().sock_recv(self.client, PIECE))
-        await asyncio.wait((changed, data), return_when=asyncio.FIRST_COMPLETED)
-        changed.cancel()
-        if data.done():
-            return bool(data.result())
-        data.cancel()
-        return True
 
     async def take(self, source, queue):
         loop, mood = asyncio.get_running_loop(), self.proxy.mood

@@ -362,7 +362,7 @@ static void add_agent(struct om_span text, const char *line, const char *rest) {
         o.config = rest;
         o.reclaim_idle_ms = (int64_t) (text.len % 4) * 3000;
         o.manual_extend = text.len % 8 == 7;
-        if (text.len % 5 == 0) {
+        if (text.len % 7 == 3) {
                 o.prefetch = 3;
                 o.dlq_retry_limit = 1;
                 o.retry_backoff_ms = o.retry_backoff_max_ms = 10;

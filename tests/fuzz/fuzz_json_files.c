@@ -113,7 +113,7 @@ static int finish(int started) {
 static bool open_store(unsigned fail_at) {
         struct om_error e = OM_ERROR_INIT;
         struct om_url *url;
-        char text[100];
+        char text[128];
         int r;
 
         snprintf(text, sizeof text, "json:%s?durability=memory", fuzz_folder);
@@ -210,7 +210,7 @@ static struct sum list_all(enum om_store_kind kind) {
 /* -- the files ------------------------------------------------------------------------------------------------------------------ */
 
 static const char *path_of(unsigned kind, const char *suffix) {
-        static char path[100];
+        static char path[128];
 
         snprintf(path, sizeof path, "%s/%s%s", fuzz_folder, names[kind], suffix);
         return path;

@@ -49,6 +49,8 @@ static struct client {
         struct om_buf heard;
 } clients[CLIENTS];
 
+static bool starved; /* an allocation may fail in this input, and a request with it */
+
 static char subscription[24], delivery[24], task_id[OM_NAME_MAX + 1];
 
 /* -- the core --------------------------------------------------------------------------------------------------------------- */
@@ -64,7 +66,7 @@ static void run_until_flag(void) {
 
 static void on_tick(evutil_socket_t fd, short what, void *arg) { ticks++; }
 
-static char bus_url[100], store_url[100];
+static char bus_url[128], store_url[128];
 static struct om_settings settings = { .event_bus_url = bus_url,
         .storage_url = store_url,
         .max_connections = 100,
@@ -175,7 +177,7 @@ static void connect_client(struct client *c) {
         MUST(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds) == 0);
         MUST(om_session_new(core, fds[0], NULL) == 0);
         c->fd = fds[1];
-        c->counting = true;
+        c->counting = !starved;
         c->shut = false;
         c->n_wanted = 0;
         om_buf_clear(&c->heard);
@@ -304,6 +306,7 @@ static void act(uint8_t letter, struct om_span text) {
                 connect_client(c);
                 return;
         case 'z':
+                starved = true;
                 for (int i = 0; i < CLIENTS; i++)
                         clients[i].counting = false;
                 fail_at = text.len ? (unsigned) (text.p[0] & 63) + 1 : 1;
@@ -320,6 +323,7 @@ static void start_input(void) {
                 if (inputs == 1)
                         atexit(core_end); /* before the folder's, which was made first */
         }
+        starved = false;
         strcpy(subscription, "1");
         strcpy(delivery, "1");
         strcpy(task_id, "11111111-2222-4333-8444-555555555555");

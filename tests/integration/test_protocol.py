@@ -373,6 +373,7 @@ def agents_and_their_pause_survive_a_restart():
         assert c.next_task(0.2) is None and group(c, "t")["paused"] is True
         c.call("agent.resume", topic="t", name="a")
         assert c.next_task()["attempt"] == 1
+        c.close()
         d.stop()
 
 
@@ -439,6 +440,7 @@ def bus_stats_and_its_totals_add_up():
             page = c.call("bus.topics", limit=1, cursor=page["cursor"])
             names += [t["topic"] for t in page["topics"]]
         assert sorted(names) == ["x", "y.1", "z"], names
+        c.close()
         d.stop()
 
 
@@ -502,6 +504,7 @@ def storage_clear_tells_how_many_of_each_kind():
         expect_error("invalid", c.call, "storage.clear", what="everything")
         c.publish("t", 2)
         assert c.next_task()["payload"]["content"] == 2, "an agent that is serving goes on"
+        c.close()
         d.stop()
 
 
@@ -515,6 +518,7 @@ def clearing_the_settings_resumes_what_was_paused():
         c.call("storage.clear", what="config")
         assert c.next_task()["payload"]["content"] == 1
         assert not c.call("agent.get", topic="t", name="a")["paused"] and not group(c, "t")["paused"]
+        c.close()
         d.stop()
 
 
