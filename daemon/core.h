@@ -4,7 +4,7 @@
 /*
  * The core: what every part of the daemon shares. One, made by main.c; everything in it is the loop thread's.
  *
- *   session ─▶ methods ─▶ dispatch ─▶ bus      session.c reads frames and writes replies; methods*.c check params;
+ *   session ─▶ methods ─▶ dispatch ─▶ bus      session*.c read frames, reply.c writes; methods*.c check params;
  *                   └───▶ results, store       dispatch.c has groups, workers, credit, leases; results.c saves and waits
  */
 #include "../backends/bus.h"

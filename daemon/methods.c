@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The table of methods, and what methods share: reading params and writing pieces of results. Called by session.c and the methods_*.c. Loop
- * thread.
+ * The table of methods, and what methods share: reading params and writing pieces of results. Called by session_read.c and the methods_*.c.
+ * Loop thread.
  */
 #include <errno.h>
 #include <math.h>

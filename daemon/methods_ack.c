@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * task.ack, task.fail, task.extend: params in, dispatch_finish.c does the rest. A request of wrong shape is refused as a whole before
- * anything is done; what is wrong with one delivery is its own affair. Called by session.c. Loop thread.
+ * anything is done; what is wrong with one delivery is its own affair. Called by session_read.c. Loop thread.
  */
 #include <errno.h>
 

@@ -4,7 +4,7 @@
  * answered in their places; the others are published.
  *
  * The state of a request under way, with room for its outcomes, is taken from a pool and given back: a publish of few tasks allocates
- * nothing. Called by session.c. Loop thread.
+ * nothing. Called by session_read.c. Loop thread.
  */
 #include <errno.h>
 #include <stddef.h>

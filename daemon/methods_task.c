@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The methods of tasks: their table, and those that ask the storage for result records. task.publish is in methods_publish.c; ack, fail and
- * extend are in methods_ack.c. Called by session.c. Loop thread.
+ * extend are in methods_ack.c. Called by session_read.c. Loop thread.
  */
 #include <errno.h>
 

@@ -1,17 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sessions: their life, and what they read. What they write is in reply.c.
- *
- * Reading. One readv(2) a turn takes what the socket has into the pool's scratch buffer, where whole frames are handled in place; only the
- * beginning of a frame that is not whole yet is copied, into a buffer of the session's own, and the next readv() puts the rest of that
- * frame right behind it, so that no byte is moved twice and a frame that comes byte by byte costs no more than its bytes.
+ * Sessions: how they begin and end, and what they share. What they read is in session_read.c, what they write in reply.c.
  *
  * What is always true:
  *   - an idle session has no memory but its struct, and no timer;
- *   - what `in` grows to is bounded by twice what the client really sent, whatever length its frames claim;
- *   - one session handles at most OM_FRAMES_PER_TURN frames and one read in a turn; then the others have theirs;
- *   - a session whose input is held back (too many requests unanswered, too much output unsent) is not read; frames that were read already
- *     wait in `in`;
  *   - whoever closes a session may be anywhere in the call stack above it: its memory, and the buffer that holds the frame being handled,
  *     stay until the next turn.
  *
@@ -21,7 +13,6 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 #include <unistd.h>
 #include <utlist.h>
 
@@ -29,8 +20,6 @@
 #include "log.h"
 #include "session_internal.h"
 #include "watch.h"
-
-#include "../proto/frame.h"
 
 static struct timeval timeval_of_ms(int64_t ms) { return (struct timeval){ .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 }; }
 
@@ -60,7 +49,7 @@ static void want_work(struct om_session_pool *p) {
         om_host_post(p->core->host, &p->work);
 }
 
-static void set_more(struct om_session *s) {
+void om_session_set_more(struct om_session *s) {
         if (s->more)
                 return;
         s->more = true;
@@ -177,7 +166,7 @@ void om_session_finish(struct om_session *s) {
 
 void om_session_finish_later(struct om_session *s) {
         if (s->state != OM_SESSION_CLOSED)
-                set_more(s);
+                om_session_set_more(s);
 }
 
 void om_session_doom(struct om_session *s, const char *reason) {
@@ -187,7 +176,7 @@ void om_session_doom(struct om_session *s, const char *reason) {
         s->doomed = reason;
         om_buf_deinit(&s->out);
         s->out_sent = 0;
-        set_more(s);
+        om_session_set_more(s);
 }
 
 static void on_ending_event(evutil_socket_t fd, short what, void *ctx) {
@@ -228,7 +217,7 @@ static void begin_ending(struct om_session *s, bool hurried) {
         }
 }
 
-static void on_end_of_input(struct om_session *s) {
+void om_session_on_end_of_input(struct om_session *s) {
         if (peer_gone(s)) {
                 om_session_close(s, NULL);
                 return;
@@ -240,7 +229,7 @@ static void on_end_of_input(struct om_session *s) {
         om_session_finish(s);
 }
 
-static void on_unframable(struct om_session *s, const struct om_error *e) {
+void om_session_on_unframable(struct om_session *s, const struct om_error *e) {
         om_log(OM_LOG_NOTICE, "%s (pid %ld, uid %ld): %s; closing", om_session_name(s), (long) s->peer.pid, (long) s->peer.uid, e->message);
         om_session_put_error(s, OM_SPAN_NONE, e);
         if (s->state == OM_SESSION_CLOSED)
@@ -260,201 +249,7 @@ static void on_timer(evutil_socket_t fd, short what, void *ctx) {
                 om_session_close(s, "it does not read what it is sent");
 }
 
-/* -- reading ------------------------------------------------------------------------------------------------------- */
-
-bool om_session_held(const struct om_session *s) { return s->in_flight >= OM_IN_FLIGHT || s->above || s->pool->quiet; }
-
-static void handle_body(struct om_session *s, struct om_span body) {
-        struct om_daemon_metrics *counters = s->pool->counters;
-        struct om_error e = OM_ERROR_INIT;
-        struct om_request *req;
-        const char *near;
-        struct om_rpc rpc;
-        int r;
-
-        counters->frames_in++;
-        r = om_rpc_parse(body, &rpc, &e);
-        if (r == 0 && (rpc.type == OM_RPC_RESULT || rpc.type == OM_RPC_ERROR))
-                r = om_error_set_code(
-                        &e, OM_CODE_REQUEST, OM_INVALID, "a reply; a client sends requests and notifications, with a \"method\"");
-        if (r < 0) {
-                /* Only with wrong params is it known that it was a notification; that is never answered. */
-                if (e.code == OM_CODE_PARAMS && !rpc.id.p)
-                        counters->errors++;
-                else
-                        om_session_put_error(s, rpc.id, &e);
-                return;
-        }
-
-        counters->requests++;
-        req = om_request_new(s, rpc.id, rpc.type == OM_RPC_NOTIFICATION);
-        if (!req) {
-                om_session_close(s, "out of memory");
-                return;
-        }
-        req->method = om_method_find(rpc.method);
-        if (req->method) {
-                req->method->fn(req, rpc.params.p ? rpc.params : OM_SPAN("{}"));
-                return;
-        }
-        near = om_method_nearest(rpc.method);
-        om_error_set_code(&e, OM_CODE_METHOD, OM_UNSUPPORTED, "no method \"%.*s\"%s%s%s", rpc.method.len > 100 ? 100 : (int) rpc.method.len,
-                rpc.method.p, near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
-        om_request_error(req, &e);
-}
-
-/* Handles the whole frames at `data`, as many as may be now; returns how many bytes they took. */
-static size_t handle_frames(struct om_session *s, const char *data, size_t len, unsigned *budget) {
-        size_t max = (size_t) s->core->settings->max_frame_bytes, at = 0;
-        struct om_error e = OM_ERROR_INIT;
-        struct om_span body;
-        int r;
-
-        while (at < len && s->state == OM_SESSION_OPEN && *budget > 0 && !om_session_held(s)) {
-                r = om_frame_peek(data + at, len - at, max, &body, &e);
-                if (r == 0)
-                        break;
-                if (r < 0) {
-                        on_unframable(s, &e);
-                        break;
-                }
-                --*budget;
-                at += OM_FRAME_HEADER + body.len;
-                handle_body(s, body);
-        }
-        return at;
-}
-
-/* How many bytes the frame begun in `in` still lacks (its header's first, before that is whole). 0: it is whole, or cannot be framed. */
-static size_t missing(const struct om_session *s) {
-        struct om_span body;
-
-        if (s->in.len < OM_FRAME_HEADER)
-                return OM_FRAME_HEADER - s->in.len;
-        if (om_frame_peek(s->in.data, s->in.len, (size_t) s->core->settings->max_frame_bytes, &body, NULL) != 0)
-                return 0;
-        return OM_FRAME_HEADER + body.len - s->in.len;
-}
-
-/* Works off what waits in `in`. True when there is nothing left, or only the beginning of a frame. */
-static bool work_off(struct om_session *s, unsigned *budget) {
-        size_t done = handle_frames(s, s->in.data, s->in.len, budget);
-
-        if (s->state != OM_SESSION_OPEN)
-                return false;
-        om_buf_consume(&s->in, done);
-        if (s->in.len == 0)
-                om_session_spare_put(s->pool, &s->in);
-        if (s->in.len == 0 || missing(s) > 0)
-                return true;
-        /* Whole frames are left: the turn's share is used up, or the session is held back (then om_session_resume() goes on). */
-        if (!om_session_held(s))
-                set_more(s);
-        return false;
-}
-
-static bool keep(struct om_session *s, const char *data, size_t n) {
-        om_session_spare_take(s->pool, &s->in);
-        om_buf_put(&s->in, data, n);
-        if (om_buf_ok(&s->in))
-                return true;
-        om_session_close(s, "out of memory");
-        return false;
-}
-
-/* n bytes have come into the scratch buffer; `in` may hold the beginning of a frame. */
-static void take_in(struct om_session *s, const char *data, size_t n, unsigned *budget) {
-        size_t part;
-
-        while (s->in.len > 0) {
-                part = missing(s);
-                if (part > n)
-                        part = n;
-                if (part > 0) {
-                        if (!keep(s, data, part))
-                                return;
-                        data += part;
-                        n -= part;
-                }
-                if (missing(s) == 0 && !work_off(s, budget)) {
-                        if (s->state == OM_SESSION_OPEN && n > 0)
-                                keep(s, data, n);
-                        return;
-                }
-                if (n == 0)
-                        return;
-        }
-
-        part = handle_frames(s, data, n, budget);
-        if (s->state != OM_SESSION_OPEN || part == n)
-                return;
-        if (keep(s, data + part, n - part) && missing(s) == 0 && !om_session_held(s))
-                set_more(s);
-}
-
-static void read_once(struct om_session *s, unsigned *budget) {
-        struct iovec iov[2] = { { NULL, 0 }, { s->pool->scratch, OM_SCRATCH_BYTES } };
-        ssize_t n;
-
-        if (s->in.len > 0) {
-                /* The rest of the frame begun goes right behind its beginning, as far as its buffer may grow by now. */
-                size_t step = s->in.len > OM_IN_STEP_BYTES ? s->in.len : OM_IN_STEP_BYTES;
-
-                iov[0].iov_len = missing(s);
-                if (iov[0].iov_len > step) {
-                        iov[0].iov_len = step;
-                        iov[1].iov_len = 0;
-                }
-                iov[0].iov_base = om_buf_reserve(&s->in, iov[0].iov_len);
-                if (!iov[0].iov_base) {
-                        om_session_close(s, "out of memory");
-                        return;
-                }
-        }
-        do
-                n = readv(s->fd, iov, 2);
-        while (n < 0 && errno == EINTR);
-        if (n == 0) {
-                on_end_of_input(s);
-                return;
-        }
-        if (n < 0) {
-                if (errno != EAGAIN && errno != EWOULDBLOCK)
-                        om_session_close(s, NULL); /* reset: as good as closed */
-                return;
-        }
-        s->pool->counters->bytes_in += (uint64_t) n;
-        if (s->in.len > 0) {
-                size_t direct = (size_t) n < iov[0].iov_len ? (size_t) n : iov[0].iov_len;
-
-                s->in.len += direct;
-                n -= (ssize_t) direct;
-        }
-        take_in(s, s->pool->scratch, (size_t) n, budget);
-}
-
-static void on_readable(evutil_socket_t fd, short what, void *ctx) {
-        struct om_session *s = ctx;
-        unsigned budget = OM_FRAMES_PER_TURN;
-
-        if (s->more || s->state != OM_SESSION_OPEN)
-                return; /* its share of this turn comes with the pool's work */
-        if (om_session_held(s)) {
-                event_del(&s->ev_read);
-                s->reading = false;
-                return;
-        }
-        read_once(s, &budget);
-}
-
-void om_session_resume(struct om_session *s) {
-        if (s->state != OM_SESSION_OPEN || om_session_held(s))
-                return;
-        if (!s->reading && event_add(&s->ev_read, NULL) == 0)
-                s->reading = true;
-        if (s->in.len > 0 && missing(s) == 0)
-                set_more(s);
-}
+/* -- the next turn ------------------------------------------------------------------------------------------------- */
 
 static void on_work(struct om_post *post) {
         struct om_session_pool *p = (void *) ((char *) post - offsetof(struct om_session_pool, work));
@@ -474,7 +269,7 @@ static void on_work(struct om_post *post) {
                 if (s->state == OM_SESSION_ENDING)
                         om_session_finish(s);
                 else if (!om_session_held(s))
-                        work_off(s, &budget);
+                        om_session_work_off(s, &budget);
         }
         if (p->drained && !p->core->sessions) {
                 struct om_post *drained = p->drained;
@@ -509,7 +304,7 @@ int om_session_new(struct om_core *core, int fd, struct om_session **ret) {
                 s->peer = (struct om_peer){ .pid = cred.pid, .uid = cred.uid, .gid = cred.gid };
         else
                 s->peer = (struct om_peer){ .uid = (uid_t) -1, .gid = (gid_t) -1 };
-        event_assign(&s->ev_read, base, fd, EV_READ | EV_PERSIST, on_readable, s);
+        event_assign(&s->ev_read, base, fd, EV_READ | EV_PERSIST, om_session_on_readable, s);
         event_assign(&s->ev_write, base, fd, EV_WRITE | EV_PERSIST, om_session_on_writable, s);
         event_assign(&s->ev_timer, base, -1, 0, on_timer, s);
         if (event_add(&s->ev_read, NULL) < 0) {

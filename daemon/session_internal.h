@@ -2,7 +2,7 @@
 #ifndef OM_SESSION_INTERNAL_H
 #define OM_SESSION_INTERNAL_H
 /*
- * What session.c (life and reading) and reply.c (writing and requests) share; nobody else includes it. Loop thread.
+ * What session.c (life), session_read.c (reading) and reply.c (writing and requests) share; nobody else includes it. Loop thread.
  *
  * Memory: an idle session is this struct and nothing else. Its buffers are the pool's spare ones, taken with the first byte and given back
  * with the last.
@@ -80,14 +80,22 @@ struct om_session_pool {
 };
 
 /* session.c */
-void om_session_resume(struct om_session *s); /* something that held back its input has gone */
 void om_session_finish(struct om_session *s); /* an ending one: closes it when nothing is left to do */
 /* The same in the next turn: for those who are called from anywhere. */
 void om_session_finish_later(struct om_session *s);
 void om_session_doom(struct om_session *s, const char *reason);
 void om_session_spare_put(struct om_session_pool *p, struct om_buf *b);
 void om_session_spare_take(struct om_session_pool *p, struct om_buf *b); /* into an empty one; may stay without memory */
-bool om_session_held(const struct om_session *s);
+void om_session_set_more(struct om_session *s);                          /* it has its share of the next turn */
+void om_session_on_end_of_input(struct om_session *s);
+void om_session_on_unframable(struct om_session *s, const struct om_error *e); /* says so to the client; the connection is over */
+
+/* session_read.c */
+void om_session_on_readable(evutil_socket_t fd, short what, void *ctx);
+/* Handles the frames that wait in `in`, at most *budget. True when there is nothing left, or only the beginning of a frame. */
+bool om_session_work_off(struct om_session *s, unsigned *budget);
+void om_session_resume(struct om_session *s);     /* something that held back its input has gone */
+bool om_session_held(const struct om_session *s); /* its input is held back */
 
 /* reply.c */
 void om_session_flush_turn(struct om_turn_end *t);
