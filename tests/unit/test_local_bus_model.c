@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "../lib/bus_user.h"
+#include "../lib/suite.h"
 
 extern const struct om_bus_ops om_local_bus_ops;
 extern int (*om_local_commit)(MDB_txn *txn);
@@ -586,14 +587,9 @@ END_TEST
 int main(void) {
         Suite *s = suite_create("local_bus_model");
         TCase *t = tcase_create("model");
-        SRunner *sr = srunner_create(s);
-        int failed;
 
         suite_add_tcase(s, t);
         tcase_set_timeout(t, 600);
         tcase_add_test(t, test_random_operations_agree_with_the_model);
-        srunner_run_all(sr, CK_ENV);
-        failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

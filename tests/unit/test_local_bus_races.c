@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "../lib/bus_user.h"
+#include "../lib/suite.h"
 
 extern const struct om_bus_ops om_local_bus_ops;
 extern int (*om_local_commit)(MDB_txn *txn);
@@ -263,8 +264,6 @@ END_TEST
 int main(void) {
         Suite *s = suite_create("local_bus_races");
         TCase *t = tcase_create("races");
-        SRunner *sr = srunner_create(s);
-        int failed;
 
         suite_add_tcase(s, t);
         tcase_add_checked_fixture(t, set_up, tear_down);
@@ -275,8 +274,5 @@ int main(void) {
         tcase_add_test(t, test_a_second_attempt_that_a_death_ended_is_counted_after_an_undone_turn);
         tcase_add_test(t, test_a_group_that_could_not_be_filled_for_want_of_memory_is_filled_soon_after);
         tcase_add_test(t, test_a_task_that_waited_for_its_key_and_was_never_out_begins_with_its_first_attempt_after_a_restart);
-        srunner_run_all(sr, CK_ENV);
-        failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }
