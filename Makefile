@@ -24,7 +24,7 @@ endif
 comma := ,
 B ?= build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))$(if $(filter-out gcc cc,$(CC)),-$(notdir $(CC)))
 
-PKGS := libevent_core libevent_extra libevent_pthreads jansson libsystemd
+PKGS := libevent_core libevent_extra libevent_pthreads libsystemd
 
 WARN := -Wall -Wextra -Wshadow -Wformat=2 -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wpointer-arith -Wwrite-strings \
         -Wundef -Wcast-align -Wimplicit-fallthrough -Wno-unused-parameter -Wno-missing-field-initializers $(if $(WERROR),-Werror)
@@ -36,8 +36,9 @@ LDFLAGS_ALL := -Wl,--gc-sections -Wl,--as-needed -Wl,-z,relro,-z,now $(if $(SANI
 # What is evaluated only when something is built, so that `make deps` works on a bare machine.
 DAEMON_CFLAGS = $(shell pkg-config --cflags $(PKGS))
 DAEMON_LIBS   = $(shell pkg-config --libs $(PKGS)) -llmdb -lpthread -lm -ldl
-CTL_LIBS      = $(shell pkg-config --libs jansson) -lpthread -lm
+CTL_LIBS      = -lpthread -lm
 CHECK_LIBS    = $(shell pkg-config --libs check)
+JSON_LIBS     = $(shell pkg-config --libs jansson) # of tests only: what they hold our own JSON against
 
 PROTO_SRC   := $(wildcard proto/*.c)
 BACKEND_SRC := $(wildcard backends/*.c backends/local/*.c backends/json/*.c)
@@ -114,16 +115,19 @@ FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_SECONDS ?= 60
 REPLAY := $(patsubst %,$(B)/tests/fuzz/replay_%,$(FUZZ_TARGETS))
 
-$(REPLAY): $(B)/tests/fuzz/replay_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/obj/tests/fuzz/replay.o $(B)/tests/lib.a
+# Every allocation of ours goes through tests/fuzz/memory.c, which can fail it.
+FUZZ_LDFLAGS := $(addprefix -Wl$(comma)--wrap=,malloc calloc realloc strdup)
+
+$(REPLAY): $(B)/tests/fuzz/replay_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/obj/tests/fuzz/memory.o $(B)/obj/tests/fuzz/replay.o $(B)/tests/lib.a
 	@mkdir -p $(@D)
 	$(call say,LINK)
-	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) -o $@
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $(FUZZ_LDFLAGS) $^ $(DAEMON_LIBS) $(JSON_LIBS) -o $@
 
 FUZZ := $(patsubst %,$(B)/tests/fuzz/fuzz_%,$(FUZZ_TARGETS))
-$(FUZZ): $(B)/tests/fuzz/fuzz_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/tests/lib.a
+$(FUZZ): $(B)/tests/fuzz/fuzz_%: $(B)/obj/tests/fuzz/fuzz_%.o $(B)/obj/tests/fuzz/memory.o $(B)/tests/lib.a
 	@mkdir -p $(@D)
 	$(call say,LINK)
-	$(Q)$(CC) $(LDFLAGS_ALL) -fsanitize=fuzzer $^ $(DAEMON_LIBS) -o $@
+	$(Q)$(CC) $(LDFLAGS_ALL) $(FUZZ_LDFLAGS) -fsanitize=fuzzer $^ $(DAEMON_LIBS) $(JSON_LIBS) -o $@
 
 fuzz: deps-test ## fuzz every parser for FUZZ_SECONDS each (60); FUZZ_ONLY=TARGET for one
 	@packaging/install-deps.sh clang
@@ -154,7 +158,7 @@ $(B)/tests/lib.a: $(TEST_OBJ)
 $(UNIT) $(INTEG): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/tests/lib.a
 	@mkdir -p $(@D)
 	$(call say,LINK)
-	$(Q)$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(CHECK_LIBS) $(DAEMON_LIBS) -o $@
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $< $(B)/tests/lib.a $(CHECK_LIBS) $(JSON_LIBS) $(DAEMON_LIBS) -o $@
 
 $(TOOLS): $(B)/tests/bin/%: $(B)/obj/tests/lib/bin/%.o $(B)/tests/lib.a
 	@mkdir -p $(@D)
@@ -168,7 +172,7 @@ CONFORMANCE_OBJ := $(call obj,$(wildcard tests/conformance/*.c))
 $(CONFORMANCE): $(CONFORMANCE_OBJ) $(B)/obj/tests/lib/daemon_proc.o $(B)/lib/libomniclient.a
 	@mkdir -p $(@D)
 	$(call say,LINK)
-	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ $(CTL_LIBS) -o $@
+	$(Q)$(CC) -pie $(LDFLAGS_ALL) $^ $(JSON_LIBS) $(CTL_LIBS) -o $@
 
 conformance: deps-test ## what every backend must pass, as the table case × backend (CONFORMANCE_ARGS="--bus URL --only B07 --json FILE"; SCALE=short)
 	@$(MAKE) --no-print-directory programs $(CONFORMANCE)

@@ -81,7 +81,8 @@ struct om_bus_subscribe {
         bool ret_created; /* the group is new */
 };
 
-/* One attempt at a task. Allocated by the backend, the core's until the settle that names it completes; then the backend's again. */
+/* One attempt at a task. Allocated by the backend, the core's until a settlement that names it comes out as 0 or -ESTALE; then the
+ * backend's again. */
 struct om_delivery {
         struct om_bus_sub *sub;
         struct om_span record; /* valid until settled */
@@ -129,8 +130,11 @@ struct om_settlement {
         const struct om_dead_letter *letter; /* OM_DEAD; borrowed until settle() returns, as outputs are */
         const struct om_bus_task *outputs;   /* OM_ACK with OM_BUS_EXACTLY_ONCE: published if and only if the ack holds */
         size_t n_outputs;
-        struct om_outcome outcome; /* -ESTALE: no longer ours; the delivery is gone all the same */
+        /* 0: done, -ESTALE: no longer ours; after both the delivery is the backend's again. Any other leaves it with the core. */
+        struct om_outcome outcome;
 };
+/* One that fails as a whole, whether refused by the call or completed with a status below 0, leaves every delivery in it with the core.
+ * After a completion the verdicts may have held nevertheless (a connection that broke before the answer): settling again is harmless. */
 struct om_bus_settle {
         struct om_op op;
         struct om_settlement *items; /* the core's, kept until done */

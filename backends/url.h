@@ -20,7 +20,7 @@ struct om_url_host {
 };
 struct om_url_param {
         char *name, *value;
-        bool used; /* set by om_url_param(): what nobody asked for is reported by om_url_unused() */
+        bool used; /* set by om_url_param(); om_options_read() refuses what nobody asked for */
 };
 struct om_url {
         char *scheme;          /* lower case */

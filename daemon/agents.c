@@ -105,6 +105,10 @@ static struct entry *find_or_make(struct om_agents *a, struct om_span topic, str
         e->topic_len = topic.len;
         e->len = make_key(e->key, topic, agent);
         HASH_ADD_KEYPTR(hh, a->entries, e->key, e->len, e);
+        if (!e->hh.tbl) {
+                free(e);
+                return NULL;
+        }
         start_polling(a);
         return e;
 }

@@ -80,7 +80,21 @@ struct om_call *om_call_new(struct om_core *core, struct om_request *req, enum o
 }
 
 struct om_span om_call_copy(struct om_call *c, struct om_span s) {
-        return s.p ? om_arena_copy(&c->arena, s) : s;
+        struct om_span copy = s.p ? om_arena_copy(&c->arena, s) : s;
+
+        c->no_memory |= s.p && !copy.p;
+        return copy;
+}
+
+struct om_span om_call_keep(struct om_call *c, struct om_buf *b) {
+        struct om_span copy = OM_SPAN_NONE;
+
+        if (om_buf_ok(b))
+                copy = om_call_copy(c, om_buf_span(b));
+        else
+                c->no_memory = true;
+        om_buf_deinit(b);
+        return copy;
 }
 
 void om_call_free(struct om_call *c) {
@@ -116,6 +130,19 @@ void om_call_end(struct om_call *c) {
         c->req = NULL;
         om_request_end(req);
         om_call_free(c);
+}
+
+struct om_buf *om_call_begin(struct om_call *c, int status, const struct om_error *e) {
+        struct om_buf *b;
+
+        if (status < 0) {
+                om_call_fail(c, e);
+                return NULL;
+        }
+        b = om_request_begin(c->req);
+        if (!b)
+                om_call_free(c);
+        return b;
 }
 
 /* -- going out ----------------------------------------------------------------------------------------------------- */
@@ -258,7 +285,10 @@ void om_call_start(struct om_call *c) {
         calls->n_open++;
         event_assign(&c->deadline, om_loop_base(c->core->loop), -1, 0, on_deadline, c);
         event_add(&c->deadline, &tv);
-        if (calls->stopping) {
+        if (c->no_memory) {
+                c->no_memory = false;
+                fail_later(c, om_error_set_errno(&e, ENOMEM, "a call to bus or storage"), &e);
+        } else if (calls->stopping) {
                 om_error_set(&e, OM_UNAVAILABLE, "the daemon is stopping");
                 fail_later(c, -EAGAIN, &e);
         } else if (calls->waiting[side] || !try_send(c)) {
@@ -360,6 +390,18 @@ void om_call_collect(struct om_call *c) {
         c->done = on_page;
         c->n_rows = 0;
         om_call_start(c);
+}
+
+void om_call_for(struct om_request *req, struct om_span params, enum om_call_type type, om_call_read_fn *read, om_call_done_fn *done) {
+        struct om_call *c = om_call_new(req->core, req, type, done);
+        struct om_error e = OM_ERROR_INIT;
+
+        if (!c)
+                return;
+        if (read(c, params, &e) < 0)
+                om_call_fail(c, &e);
+        else
+                om_call_start(c);
 }
 
 /* -- one entry ----------------------------------------------------------------------------------------------------- */

@@ -73,6 +73,7 @@ struct om_call {
         /* call.c's */
         int state, status;
         bool timed_out;
+        bool no_memory; /* an input could not be copied: an absent one can mean "all" */
         struct om_call *next, *prev;
         struct event deadline;
         struct om_post post;
@@ -84,9 +85,15 @@ struct om_call {
 struct om_call *om_call_new(struct om_core *core, struct om_request *req, enum om_call_type type, om_call_done_fn *done);
 /* Makes the call ready for another operation: frees what the last one returned; req, data and arena stay. */
 void om_call_reset(struct om_call *c, enum om_call_type type, om_call_done_fn *done);
-/* A copy in the call's arena; absent stays absent. */
+/* A copy in the call's arena; absent stays absent. Out of memory: absent too, and om_call_start() fails with -ENOMEM instead of asking. */
 struct om_span om_call_copy(struct om_call *c, struct om_span s);
+/* The same of what a buffer has gathered; frees the buffer. */
+struct om_span om_call_keep(struct om_call *c, struct om_buf *b);
 void om_call_start(struct om_call *c);
+/* The beginning of most requests: makes the call, lets read() fill its inputs from the params, and starts it; or answers with the error
+ * that read() returned. */
+typedef int om_call_read_fn(struct om_call *c, struct om_span params, struct om_error *e);
+void om_call_for(struct om_request *req, struct om_span params, enum om_call_type type, om_call_read_fn *read, om_call_done_fn *done);
 /* For OM_CALL_STORE_LIST: starts it, and again with each cursor it returns, until all pages are in `rows`; then done(). Rows of an earlier
  * collection are dropped. */
 void om_call_collect(struct om_call *c);
@@ -95,10 +102,14 @@ void om_call_collect(struct om_call *c);
  * is done()'s status. */
 void om_call_put_one(struct om_call *c, enum om_store_kind kind, const struct om_store_entry *entry, om_call_done_fn *done);
 
+/* The end of most requests, with what done() was given: om_request_begin(), or NULL when the operation failed or nobody listens; then the
+ * request has been answered and the call is gone. om_call_end() stands in the same function. */
+struct om_buf *om_call_begin(struct om_call *c, int status, const struct om_error *e);
+
 /* The ways to finish. Each frees the call. */
 void om_call_fail(struct om_call *c, const struct om_error *e); /* answers the request with the error */
 void om_call_ok(struct om_call *c);                             /* answers {} */
-void om_call_end(struct om_call *c);                            /* ends the reply begun with om_request_begin(c->req) */
+void om_call_end(struct om_call *c);                            /* ends the reply begun */
 void om_call_free(struct om_call *c);                           /* a request that is still there goes unanswered; NULL-safe */
 
 /* -- for the core and for those who call backends themselves ------------------------------------------------------- */

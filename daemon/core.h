@@ -52,8 +52,7 @@ struct om_core {
 
         char runner_id[40]; /* of this daemon's run: a UUID */
         int64_t started_ms;
-        bool stopping;        /* publishes are refused; clients have been told */
-        struct om_stop *stop; /* core.c's, while it stops */
+        bool stopping; /* publishes are refused; clients have been told */
         /* main's: asks for a reload; returns what om_settings_reload() returned. NULL in tests. */
         int (*reload)(struct om_core *core, const char ***ret_changed, const char ***ret_restart, struct om_error *e);
 };

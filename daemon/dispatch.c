@@ -67,6 +67,10 @@ static struct om_group *group_new(struct om_dispatch *d, const struct om_registr
         g->topic_metrics = om_metrics_topic(d->core->metrics, g->topic);
         g->agent_metrics = om_metrics_agent(d->core->metrics, g->topic, g->agent);
         HASH_ADD(hh, d->groups, name, len, g);
+        if (!g->hh.tbl) {
+                free(g);
+                return NULL;
+        }
         return g;
 }
 

@@ -13,7 +13,7 @@
  *   - the order of effects of an ack is: result saved, outputs on the bus, acknowledged on the bus, reply. A death between any two repeats,
  * never loses;
  *   - a subscription never holds more than its prefetch; the group never asks the bus for more than the sum of free credit;
- *   - when a session closes, every lease of it is settled as a failed attempt.
+ *   - when a session closes, or its client ends its input, every lease of it is settled as a failed attempt.
  * What one turn gathered goes to the bus in one publish and one settle.
  *
  * Loop thread.
@@ -71,6 +71,9 @@ unsigned om_dispatch_groups(struct om_dispatch *d);
 
 /* -- sessions ------------------------------------------------------------------------------------------------------ */
 void om_dispatch_session_closed(struct om_dispatch *d, struct om_session *s);
+/* Its client sends nothing more, so it can settle nothing: what it works on goes to others, as if it had closed. What it has acked and what
+ * it waits for is still answered. */
+void om_dispatch_session_mute(struct om_dispatch *d, struct om_session *s);
 void om_dispatch_session_ready(struct om_dispatch *d, struct om_session *s);
 
 /* Graceful stop: no more deliveries; waits until nothing is leased or grace_ms are over; releases the rest (uncounted); waits for what is

@@ -206,6 +206,18 @@ void om_dispatch_session_closed(struct om_dispatch *d, struct om_session *s) {
         om_client_free(c);
 }
 
+void om_dispatch_session_mute(struct om_dispatch *d, struct om_session *s) {
+        struct om_client *c = om_client_find(s);
+        struct om_error e;
+
+        om_error_set(&e, OM_CONFLICT, "the connection ended its input before the agent was registered");
+        while (c && c->subs)
+                if (c->subs->registering)
+                        om_subscription_refuse(c->subs, &e);
+                else
+                        om_subscription_end(c->subs, OM_RETRY);
+}
+
 void om_dispatch_session_ready(struct om_dispatch *d, struct om_session *s) {
         struct om_client *c = om_client_find(s);
         struct om_subscription *sub;

@@ -40,13 +40,10 @@ static struct om_call *call(struct om_dedupe *check, enum om_call_type type, om_
 
 static struct om_span name(struct om_call *c, const struct om_dedupe *check, const char *prefix) {
         struct om_buf b = OM_BUF_INIT;
-        struct om_span copy;
 
         om_buf_puts(&b, prefix);
         om_buf_put(&b, check->key.text, check->key.len);
-        copy = om_buf_ok(&b) ? om_call_copy(c, om_buf_span(&b)) : OM_SPAN_NONE;
-        om_buf_deinit(&b);
-        return copy;
+        return om_call_keep(c, &b);
 }
 
 static void answered(struct om_dedupe *check, int status, const struct om_error *e, bool duplicate) {
@@ -67,12 +64,9 @@ static int id_read(struct om_dedupe *check, struct om_span value) {
 
 static struct om_span id_value(struct om_call *c, const struct om_dedupe *check) {
         struct om_buf b = OM_BUF_INIT;
-        struct om_span copy;
 
         om_buf_json_span(&b, om_span_of(check->id));
-        copy = om_buf_ok(&b) ? om_call_copy(c, om_buf_span(&b)) : OM_SPAN_NONE;
-        om_buf_deinit(&b);
-        return copy;
+        return om_call_keep(c, &b);
 }
 
 /* -- before the publish -------------------------------------------------------------------------------------------- */
@@ -130,8 +124,11 @@ struct om_dedupe *om_dedupe_check(
                 om_error_set(e, OM_UNAVAILABLE, "a publish with this idempotency key is under way: ask again for its outcome");
                 return NULL;
         }
-        c = call(check, OM_CALL_STORE_PUT_IF_ABSENT, on_begun);
+        HASH_ADD(hh, d->dedupe_keys, text, check->key.len, key);
+        c = key->hh.tbl ? call(check, OM_CALL_STORE_PUT_IF_ABSENT, on_begun) : NULL;
         if (!c) {
+                if (key->hh.tbl)
+                        HASH_DEL(d->dedupe_keys, key);
                 free(check);
                 om_error_set_errno(e, ENOMEM, "an idempotency key");
                 return NULL;
@@ -139,7 +136,6 @@ struct om_dedupe *om_dedupe_check(
         c->put_if_absent.key = name(c, check, "idempotency/");
         c->put_if_absent.value = id_value(c, check);
         c->put_if_absent.expires_ms = om_now_ms() + d->core->settings->idempotency_window_ms;
-        HASH_ADD(hh, d->dedupe_keys, text, check->key.len, key);
         om_call_start(c);
         return check;
 }

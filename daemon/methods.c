@@ -218,9 +218,36 @@ void om_put_facts(struct om_buf *b, struct om_span object) {
         }
 }
 
-void om_put_cursor(struct om_buf *b, struct om_span cursor) {
-        if (cursor.p)
-                om_put_member(b, "cursor", cursor);
+void om_call_put_page(struct om_call *c, int status, const struct om_error *e, const char *name, om_put_row_fn *put_row) {
+        bool query = c->type == OM_CALL_BUS_QUERY;
+        struct om_span asked = query ? c->query.cursor : c->list.cursor, next;
+        struct om_error bad;
+        struct om_buf *b;
+        size_t n;
+
+        if (status == -EINVAL && asked.p) {
+                /* Only the backend can tell whether it gave the cursor. */
+                om_error_set_code(&bad, OM_CODE_PARAMS, OM_INVALID, "cursor: %s", e->message);
+                e = &bad;
+        }
+        b = om_call_begin(c, status, e);
+        if (!b)
+                return;
+        n = query ? c->query.n : c->list.n;
+        next = query ? c->query.next_cursor : c->list.next_cursor;
+        om_buf_lit(b, "{\"");
+        om_buf_puts(b, name);
+        om_buf_lit(b, "\":[");
+        for (size_t i = 0; i < n; i++) {
+                if (i > 0)
+                        om_buf_putc(b, ',');
+                put_row(b, c, i);
+        }
+        om_buf_putc(b, ']');
+        if (next.p)
+                om_put_member(b, "cursor", next);
+        om_buf_putc(b, '}');
+        om_call_end(c);
 }
 
 void om_put_capabilities(struct om_buf *b, unsigned bus_capabilities, unsigned store_capabilities) {

@@ -27,8 +27,11 @@ void om_param_bool(const struct om_json_member *m, bool *ret);
 /* Member `name` of a checked object, whatever else stands in it: 1, or 0 where it has none. */
 int om_object_get(struct om_span object, const char *name, struct om_json_value *ret);
 
-/* ,"cursor":"…" unless absent. */
-void om_put_cursor(struct om_buf *b, struct om_span cursor);
+/* Writes row i of what the call returned. */
+typedef void om_put_row_fn(struct om_buf *b, const struct om_call *c, size_t i);
+/* Answers a bus query or a list of the storage with its page, {"NAME":[rows],"cursor":"…"}, and frees the call. Status and error are
+ * done()'s: a cursor that the backend does not know is a wrong param. */
+void om_call_put_page(struct om_call *c, int status, const struct om_error *e, const char *name, om_put_row_fn *put_row);
 /* "name":"value" with a comma in front; null when the value is absent. `name` needs no escapes. */
 void om_put_member(struct om_buf *b, const char *name, struct om_span value);
 /* The members of a checked object, each with a comma in front: a backend's own facts. */

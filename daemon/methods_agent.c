@@ -214,13 +214,10 @@ static void on_get_setting(struct om_call *c, int status, const struct om_error 
         bool paused = status == 0 && om_span_is(c->get.entry.value, "false");
         struct om_buf *b;
 
-        if (status < 0 && status != -ENOENT) {
-                om_call_fail(c, e);
+        b = om_call_begin(c, status == -ENOENT ? 0 : status, e);
+        if (!b)
                 return;
-        }
-        b = om_request_begin(c->req);
-        if (b)
-                put_agent(b, c->core, &n->row, paused);
+        put_agent(b, c->core, &n->row, paused);
         om_call_end(c);
 }
 

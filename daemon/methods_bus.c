@@ -29,74 +29,49 @@ static void put_topic(struct om_buf *b, const struct om_bus_topic_row *row) {
 
 /* -- bus.topics, bus.inspect --------------------------------------------------------------------------------------- */
 
-static void on_topics(struct om_call *c, int status, const struct om_error *e) {
-        struct om_buf *b;
-
-        if (status < 0) {
-                om_call_fail(c, e);
-                return;
-        }
-        b = om_request_begin(c->req);
-        if (b) {
-                om_buf_lit(b, "{\"topics\":[");
-                for (size_t i = 0; i < c->query.n; i++) {
-                        if (i > 0)
-                                om_buf_putc(b, ',');
-                        put_topic(b, &c->query.topics[i]);
-                        put_number(b, "groups", c->query.topics[i].groups);
-                        om_buf_putc(b, '}');
-                }
-                om_buf_putc(b, ']');
-                om_put_cursor(b, c->query.next_cursor);
-                om_buf_putc(b, '}');
-        }
-        om_call_end(c);
+static void put_topic_row(struct om_buf *b, const struct om_call *c, size_t i) {
+        put_topic(b, &c->query.topics[i]);
+        put_number(b, "groups", c->query.topics[i].groups);
+        om_buf_putc(b, '}');
 }
 
-static void on_held(struct om_call *c, int status, const struct om_error *e) {
-        struct om_buf *b;
+static void on_topics(struct om_call *c, int status, const struct om_error *e) { om_call_put_page(c, status, e, "topics", put_topic_row); }
 
-        if (status < 0) {
-                om_call_fail(c, e);
-                return;
-        }
-        b = om_request_begin(c->req);
-        if (b) {
-                om_buf_lit(b, "{\"entries\":[");
-                for (size_t i = 0; i < c->query.n; i++) {
-                        om_buf_puts(b, i > 0 ? ",{\"entry\":" : "{\"entry\":");
-                        om_buf_json_span(b, c->query.held[i].id);
-                        om_buf_lit(b, ",\"task\":");
-                        om_buf_put_span(b, c->query.held[i].record);
-                        om_buf_putc(b, '}');
-                }
-                om_buf_putc(b, ']');
-                om_put_cursor(b, c->query.next_cursor);
-                om_buf_putc(b, '}');
-        }
-        om_call_end(c);
+static void put_held_row(struct om_buf *b, const struct om_call *c, size_t i) {
+        om_buf_lit(b, "{\"entry\":");
+        om_buf_json_span(b, c->query.held[i].id);
+        om_buf_lit(b, ",\"task\":");
+        om_buf_put_span(b, c->query.held[i].record);
+        om_buf_putc(b, '}');
 }
 
-/* topic, limit, cursor: of bus.topics and bus.inspect. */
-static void start_page(
-        struct om_request *req, struct om_span params, enum om_bus_query_type type, bool topic_required, om_call_done_fn *done) {
+static void on_held(struct om_call *c, int status, const struct om_error *e) { om_call_put_page(c, status, e, "entries", put_held_row); }
+
+static int read_page(struct om_call *c, struct om_span params, bool topic_required, struct om_error *e) {
         struct om_json_member m[] = { { "topic", OM_JSON_STRING, topic_required }, { "limit", OM_JSON_NUMBER },
                 { "cursor", OM_JSON_STRING }, { NULL } };
-        struct om_call *c = om_call_new(req->core, req, OM_CALL_BUS_QUERY, done);
-        struct om_error e = OM_ERROR_INIT;
+        int r;
 
-        if (!c)
-                return;
-        c->query.type = type;
-        if (om_json_members(params, "params", m, &e) < 0 || om_param_topic(&m[0], &c->arena, &c->query.topic, &e) < 0 ||
-                om_param_limit(&m[1], &c->query.limit, &e) < 0 || om_param_cursor(&m[2], &c->arena, &c->query.cursor, &e) < 0)
-                om_call_fail(c, &e);
-        else
-                om_call_start(c);
+        if ((r = om_json_members(params, "params", m, e)) == 0 && (r = om_param_topic(&m[0], &c->arena, &c->query.topic, e)) == 0 &&
+                (r = om_param_limit(&m[1], &c->query.limit, e)) == 0)
+                r = om_param_cursor(&m[2], &c->arena, &c->query.cursor, e);
+        return r;
 }
 
-static void bus_topics(struct om_request *req, struct om_span params) { start_page(req, params, OM_QUERY_TOPICS, false, on_topics); }
-static void bus_inspect(struct om_request *req, struct om_span params) { start_page(req, params, OM_QUERY_HELD, true, on_held); }
+static int read_topics(struct om_call *c, struct om_span params, struct om_error *e) {
+        c->query.type = OM_QUERY_TOPICS;
+        return read_page(c, params, false, e);
+}
+
+static int read_held(struct om_call *c, struct om_span params, struct om_error *e) {
+        c->query.type = OM_QUERY_HELD;
+        return read_page(c, params, true, e);
+}
+
+static void bus_topics(struct om_request *req, struct om_span params) {
+        om_call_for(req, params, OM_CALL_BUS_QUERY, read_topics, on_topics);
+}
+static void bus_inspect(struct om_request *req, struct om_span params) { om_call_for(req, params, OM_CALL_BUS_QUERY, read_held, on_held); }
 
 /* -- bus.groups, bus.stats ----------------------------------------------------------------------------------------- */
 

@@ -25,34 +25,30 @@ static void on_got(struct om_call *c, int status, const struct om_error *e) {
                 om_error_set(&none, OM_NOT_FOUND, "no setting \"%.*s\"", c->get.key.len > 200 ? 200 : (int) c->get.key.len, c->get.key.p);
                 e = &none;
         }
-        if (status < 0) {
-                om_call_fail(c, e);
+        b = om_call_begin(c, status, e);
+        if (!b)
                 return;
-        }
-        b = om_request_begin(c->req);
-        if (b) {
-                om_buf_lit(b, "{\"key\":");
-                om_buf_json_span(b, c->get.key);
-                om_buf_lit(b, ",\"value\":");
-                om_buf_put_span(b, c->get.entry.value);
-                om_buf_putc(b, '}');
-        }
+        om_buf_lit(b, "{\"key\":");
+        om_buf_json_span(b, c->get.key);
+        om_buf_lit(b, ",\"value\":");
+        om_buf_put_span(b, c->get.entry.value);
+        om_buf_putc(b, '}');
         om_call_end(c);
 }
 
-static void config_get(struct om_request *req, struct om_span params) {
+static int read_key(struct om_span params, struct om_arena *arena, struct om_span *ret, struct om_error *e) {
         struct om_json_member m[] = { { "key", OM_JSON_STRING, true }, { NULL } };
-        struct om_call *c = om_call_new(req->core, req, OM_CALL_STORE_GET, on_got);
-        struct om_error e = OM_ERROR_INIT;
+        int r = om_json_members(params, "params", m, e);
 
-        if (!c)
-                return;
-        c->get.kind = OM_STORE_CONFIG;
-        if (om_json_members(params, "params", m, &e) < 0 || om_param_key(&m[0], &c->arena, &c->get.key, &e) < 0)
-                om_call_fail(c, &e);
-        else
-                om_call_start(c);
+        return r < 0 ? r : om_param_key(&m[0], arena, ret, e);
 }
+
+static int read_get(struct om_call *c, struct om_span params, struct om_error *e) {
+        c->get.kind = OM_STORE_CONFIG;
+        return read_key(params, &c->arena, &c->get.key, e);
+}
+
+static void config_get(struct om_request *req, struct om_span params) { om_call_for(req, params, OM_CALL_STORE_GET, read_get, on_got); }
 
 /* -- set, delete --------------------------------------------------------------------------------------------------- */
 
@@ -87,52 +83,40 @@ static void config_set(struct om_request *req, struct om_span params) {
 static void on_deleted(struct om_call *c, int status, const struct om_error *e) {
         struct om_buf *b;
 
-        if (status < 0 && status != -ENOENT) {
-                om_call_fail(c, e);
+        b = om_call_begin(c, status == -ENOENT ? 0 : status, e);
+        if (!b)
                 return;
-        }
-        b = om_request_begin(c->req);
-        if (b)
-                om_buf_puts(b, status == 0 && c->remove.ret_n > 0 ? "{\"deleted\":true}" : "{\"deleted\":false}");
+        om_buf_puts(b, status == 0 && c->remove.ret_n > 0 ? "{\"deleted\":true}" : "{\"deleted\":false}");
         om_call_end(c);
 }
 
-static void config_delete(struct om_request *req, struct om_span params) {
-        struct om_json_member m[] = { { "key", OM_JSON_STRING, true }, { NULL } };
-        struct om_call *c = om_call_new(req->core, req, OM_CALL_STORE_DELETE, on_deleted);
-        struct om_error e = OM_ERROR_INIT;
+static int read_delete(struct om_call *c, struct om_span params, struct om_error *e) {
+        int r = read_key(params, &c->arena, &c->remove.key, e);
 
-        if (!c)
-                return;
         c->remove.kind = OM_STORE_CONFIG;
-        if (om_json_members(params, "params", m, &e) < 0 || om_param_key(&m[0], &c->arena, &c->remove.key, &e) < 0 ||
-                check_own(c->remove.key, &e) < 0)
-                om_call_fail(c, &e);
-        else
-                om_call_start(c);
+        return r < 0 ? r : check_own(c->remove.key, e);
+}
+
+static void config_delete(struct om_request *req, struct om_span params) {
+        om_call_for(req, params, OM_CALL_STORE_DELETE, read_delete, on_deleted);
 }
 
 /* -- list ---------------------------------------------------------------------------------------------------------- */
 
 static void on_listed(struct om_call *c, int status, const struct om_error *e) {
-        struct om_buf *b;
+        struct om_buf *b = om_call_begin(c, status, e);
 
-        if (status < 0) {
-                om_call_fail(c, e);
+        if (!b)
                 return;
+        om_buf_lit(b, "{\"config\":{");
+        for (size_t i = 0; i < c->n_rows; i++) {
+                if (i > 0)
+                        om_buf_putc(b, ',');
+                om_buf_json_span(b, c->rows[i].key);
+                om_buf_putc(b, ':');
+                om_buf_put_span(b, c->rows[i].value);
         }
-        b = om_request_begin(c->req);
-        if (b) {
-                om_buf_lit(b, "{\"config\":{");
-                for (size_t i = 0; i < c->n_rows; i++) {
-                        if (i > 0)
-                                om_buf_putc(b, ',');
-                        om_buf_json_span(b, c->rows[i].key);
-                        om_buf_putc(b, ':');
-                        om_buf_put_span(b, c->rows[i].value);
-                }
-                om_buf_lit(b, "}}");
-        }
+        om_buf_lit(b, "}}");
         om_call_end(c);
 }
 

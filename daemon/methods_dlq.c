@@ -24,26 +24,10 @@ static void put_letter(struct om_buf *b, const struct om_dead_letter *letter) {
         om_buf_putc(b, '}');
 }
 
-static void on_listed(struct om_call *c, int status, const struct om_error *e) {
-        struct om_buf *b;
+static void put_letter_row(struct om_buf *b, const struct om_call *c, size_t i) { put_letter(b, &c->query.dead[i]); }
 
-        if (status < 0) {
-                om_call_fail(c, e);
-                return;
-        }
-        b = om_request_begin(c->req);
-        if (b) {
-                om_buf_lit(b, "{\"dead_letters\":[");
-                for (size_t i = 0; i < c->query.n; i++) {
-                        if (i > 0)
-                                om_buf_putc(b, ',');
-                        put_letter(b, &c->query.dead[i]);
-                }
-                om_buf_putc(b, ']');
-                om_put_cursor(b, c->query.next_cursor);
-                om_buf_putc(b, '}');
-        }
-        om_call_end(c);
+static void on_listed(struct om_call *c, int status, const struct om_error *e) {
+        om_call_put_page(c, status, e, "dead_letters", put_letter_row);
 }
 
 static void on_got(struct om_call *c, int status, const struct om_error *e) {
@@ -55,17 +39,14 @@ static void on_got(struct om_call *c, int status, const struct om_error *e) {
                         OM_PRI(c->query.ids[0]), OM_PRI(c->query.agent), OM_PRI(c->query.topic));
                 e = &none;
         }
-        if (status < 0) {
-                om_call_fail(c, e);
+        b = om_call_begin(c, status, e);
+        if (!b)
                 return;
-        }
-        b = om_request_begin(c->req);
-        if (b)
-                put_letter(b, &c->query.dead[0]);
+        put_letter(b, &c->query.dead[0]);
         om_call_end(c);
 }
 
-static void dlq_list(struct om_request *req, struct om_span params) {
+static int read_list(struct om_call *c, struct om_span params, struct om_error *e) {
         enum { TOPIC, AGENT, LIMIT, CURSOR, N };
         struct om_json_member m[N + 1] = {
                 [TOPIC] = { "topic", OM_JSON_STRING, true },
@@ -73,62 +54,51 @@ static void dlq_list(struct om_request *req, struct om_span params) {
                 [LIMIT] = { "limit", OM_JSON_NUMBER },
                 [CURSOR] = { "cursor", OM_JSON_STRING },
         };
-        struct om_call *c = om_call_new(req->core, req, OM_CALL_BUS_QUERY, on_listed);
-        struct om_error e = OM_ERROR_INIT;
+        int r;
 
-        if (!c)
-                return;
         c->query.type = OM_QUERY_DEAD;
-        if (om_json_members(params, "params", m, &e) < 0 || om_param_topic(&m[TOPIC], &c->arena, &c->query.topic, &e) < 0 ||
-                om_param_name(&m[AGENT], &c->arena, &c->query.agent, &e) < 0 || om_param_limit(&m[LIMIT], &c->query.limit, &e) < 0 ||
-                om_param_cursor(&m[CURSOR], &c->arena, &c->query.cursor, &e) < 0)
-                om_call_fail(c, &e);
-        else
-                om_call_start(c);
+        if ((r = om_json_members(params, "params", m, e)) == 0 && (r = om_param_topic(&m[TOPIC], &c->arena, &c->query.topic, e)) == 0 &&
+                (r = om_param_name(&m[AGENT], &c->arena, &c->query.agent, e)) == 0 &&
+                (r = om_param_limit(&m[LIMIT], &c->query.limit, e)) == 0)
+                r = om_param_cursor(&m[CURSOR], &c->arena, &c->query.cursor, e);
+        return r;
 }
 
-static void dlq_get(struct om_request *req, struct om_span params) {
+static int read_get(struct om_call *c, struct om_span params, struct om_error *e) {
         enum { TOPIC, AGENT, ID, N };
         struct om_json_member m[N + 1] = {
                 [TOPIC] = { "topic", OM_JSON_STRING, true },
                 [AGENT] = { "agent", OM_JSON_STRING, true },
                 [ID] = { "id", OM_JSON_STRING, true },
         };
-        struct om_call *c = om_call_new(req->core, req, OM_CALL_BUS_QUERY, on_got);
-        struct om_span *id = c ? om_arena_alloc(&c->arena, sizeof *id) : NULL;
-        struct om_error e = OM_ERROR_INIT;
+        struct om_span *id = om_arena_alloc(&c->arena, sizeof *id);
+        int r;
 
-        if (!c)
-                return;
         if (!id)
-                om_error_set_errno(&e, ENOMEM, "dlq.get");
+                return om_error_set_errno(e, ENOMEM, "dlq.get");
         c->query.type = OM_QUERY_DEAD;
-        if (!id || om_json_members(params, "params", m, &e) < 0 || om_param_topic(&m[TOPIC], &c->arena, &c->query.topic, &e) < 0 ||
-                om_param_name(&m[AGENT], &c->arena, &c->query.agent, &e) < 0 || om_param_name(&m[ID], &c->arena, id, &e) < 0) {
-                om_call_fail(c, &e);
-                return;
-        }
         c->query.ids = id;
         c->query.n_ids = 1;
         c->query.limit = 1;
-        om_call_start(c);
+        if ((r = om_json_members(params, "params", m, e)) == 0 && (r = om_param_topic(&m[TOPIC], &c->arena, &c->query.topic, e)) == 0 &&
+                (r = om_param_name(&m[AGENT], &c->arena, &c->query.agent, e)) == 0)
+                r = om_param_name(&m[ID], &c->arena, id, e);
+        return r;
 }
+
+static void dlq_list(struct om_request *req, struct om_span params) { om_call_for(req, params, OM_CALL_BUS_QUERY, read_list, on_listed); }
+static void dlq_get(struct om_request *req, struct om_span params) { om_call_for(req, params, OM_CALL_BUS_QUERY, read_get, on_got); }
 
 /* -- moving -------------------------------------------------------------------------------------------------------- */
 
 static void on_changed(struct om_call *c, int status, const struct om_error *e) {
-        struct om_buf *b;
+        struct om_buf *b = om_call_begin(c, status, e);
 
-        if (status < 0) {
-                om_call_fail(c, e);
+        if (!b)
                 return;
-        }
-        b = om_request_begin(c->req);
-        if (b) {
-                om_buf_puts(b, c->change.type == OM_CHANGE_REPLAY_DEAD ? "{\"replayed\":" : "{\"purged\":");
-                om_buf_u64(b, c->change.ret_n);
-                om_buf_putc(b, '}');
-        }
+        om_buf_puts(b, c->change.type == OM_CHANGE_REPLAY_DEAD ? "{\"replayed\":" : "{\"purged\":");
+        om_buf_u64(b, c->change.ret_n);
+        om_buf_putc(b, '}');
         om_call_end(c);
 }
 
@@ -160,7 +130,7 @@ static int read_ids(struct om_call *c, struct om_json_value array, struct om_err
         return 0;
 }
 
-static void start_change(struct om_request *req, struct om_span params, enum om_bus_change_type type) {
+static int read_change(struct om_call *c, struct om_span params, enum om_bus_change_type type, struct om_error *e) {
         enum { TOPIC, AGENT, IDS, ALL, N };
         struct om_json_member m[N + 1] = {
                 [TOPIC] = { "topic", OM_JSON_STRING, true },
@@ -168,32 +138,34 @@ static void start_change(struct om_request *req, struct om_span params, enum om_
                 [IDS] = { "ids", OM_JSON_ARRAY },
                 [ALL] = { "all", OM_JSON_BOOL },
         };
-        struct om_call *c = om_call_new(req->core, req, OM_CALL_BUS_CHANGE, on_changed);
-        struct om_error e = OM_ERROR_INIT;
         bool all = false;
         int r;
 
-        if (!c)
-                return;
         c->change.type = type;
-        if ((r = om_json_members(params, "params", m, &e)) == 0 && (r = om_param_topic(&m[TOPIC], &c->arena, &c->change.topic, &e)) == 0 &&
-                (r = om_param_name(&m[AGENT], &c->arena, &c->change.agent, &e)) == 0) {
-                om_param_bool(&m[ALL], &all);
-                /* No ids means all to the bus: that must have been said. */
-                if (all == (m[IDS].value.type != 0))
-                        r = om_error_set_code(
-                                &e, OM_CODE_PARAMS, OM_INVALID, "params: give either \"ids\", an array of dead letters, or \"all\": true");
-                else if (!all)
-                        r = read_ids(c, m[IDS].value, &e);
-        }
-        if (r < 0)
-                om_call_fail(c, &e);
-        else
-                om_call_start(c);
+        if ((r = om_json_members(params, "params", m, e)) < 0 || (r = om_param_topic(&m[TOPIC], &c->arena, &c->change.topic, e)) < 0 ||
+                (r = om_param_name(&m[AGENT], &c->arena, &c->change.agent, e)) < 0)
+                return r;
+        om_param_bool(&m[ALL], &all);
+        /* No ids means all to the bus: that must have been said. */
+        if (all == (m[IDS].value.type != 0))
+                return om_error_set_code(
+                        e, OM_CODE_PARAMS, OM_INVALID, "params: give either \"ids\", an array of dead letters, or \"all\": true");
+        return all ? 0 : read_ids(c, m[IDS].value, e);
 }
 
-static void dlq_replay(struct om_request *req, struct om_span params) { start_change(req, params, OM_CHANGE_REPLAY_DEAD); }
-static void dlq_purge(struct om_request *req, struct om_span params) { start_change(req, params, OM_CHANGE_PURGE_DEAD); }
+static int read_replay(struct om_call *c, struct om_span params, struct om_error *e) {
+        return read_change(c, params, OM_CHANGE_REPLAY_DEAD, e);
+}
+static int read_purge(struct om_call *c, struct om_span params, struct om_error *e) {
+        return read_change(c, params, OM_CHANGE_PURGE_DEAD, e);
+}
+
+static void dlq_replay(struct om_request *req, struct om_span params) {
+        om_call_for(req, params, OM_CALL_BUS_CHANGE, read_replay, on_changed);
+}
+static void dlq_purge(struct om_request *req, struct om_span params) {
+        om_call_for(req, params, OM_CALL_BUS_CHANGE, read_purge, on_changed);
+}
 
 const struct om_method om_dlq_methods[] = {
         { "dlq.list", dlq_list },

@@ -35,17 +35,14 @@ static void on_health(struct om_call *c, int status, const struct om_error *e) {
         om_call_end(c);
 }
 
-static void storage_health(struct om_request *req, struct om_span params) {
+static int read_nothing(struct om_call *c, struct om_span params, struct om_error *e) {
         struct om_json_member m[] = { { NULL } };
-        struct om_call *c = om_call_new(req->core, req, OM_CALL_STORE_HEALTH, on_health);
-        struct om_error e = OM_ERROR_INIT;
 
-        if (!c)
-                return;
-        if (om_json_members(params, "params", m, &e) < 0)
-                om_call_fail(c, &e);
-        else
-                om_call_start(c);
+        return om_json_members(params, "params", m, e);
+}
+
+static void storage_health(struct om_request *req, struct om_span params) {
+        om_call_for(req, params, OM_CALL_STORE_HEALTH, read_nothing, on_health);
 }
 
 /* -- storage.clear ------------------------------------------------------------------------------------------------- */

@@ -40,36 +40,9 @@ static void task_get(struct om_request *req, struct om_span params) {
 
 /* -- lists --------------------------------------------------------------------------------------------------------- */
 
-static void listed(struct om_call *c, int status, const struct om_error *e) {
-        struct om_error bad;
-        struct om_buf *b;
+static void put_task_row(struct om_buf *b, const struct om_call *c, size_t i) { om_buf_put_span(b, c->list.entries[i].value); }
 
-        if (status == -EINVAL && c->list.cursor.p) {
-                /* Only the storage can tell whether it gave the cursor; to the client it is a bad parameter. */
-                om_error_set_code(&bad, OM_CODE_PARAMS, OM_INVALID, "cursor: %s", e->message);
-                om_call_fail(c, &bad);
-                return;
-        }
-        if (status < 0) {
-                om_call_fail(c, e);
-                return;
-        }
-        b = om_request_begin(c->req);
-        if (!b) {
-                om_call_free(c);
-                return;
-        }
-        om_buf_lit(b, "{\"tasks\":[");
-        for (size_t i = 0; i < c->list.n; i++) {
-                if (i)
-                        om_buf_putc(b, ',');
-                om_buf_put_span(b, c->list.entries[i].value);
-        }
-        om_buf_putc(b, ']');
-        om_put_cursor(b, c->list.next_cursor);
-        om_buf_putc(b, '}');
-        om_call_end(c);
-}
+static void listed(struct om_call *c, int status, const struct om_error *e) { om_call_put_page(c, status, e, "tasks", put_task_row); }
 
 static int read_status(const struct om_json_member *m, struct om_span *ret, struct om_error *e) {
         if (!m->value.type)
@@ -80,7 +53,7 @@ static int read_status(const struct om_json_member *m, struct om_span *ret, stru
         return ret->p ? 0 : om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "status: must be \"completed\" or \"failed\"");
 }
 
-static int read_list(struct om_span params, struct om_call *c, struct om_error *e) {
+static int read_list(struct om_call *c, struct om_span params, struct om_error *e) {
         struct om_json_member members[] = {
                 { .name = "limit", .types = OM_JSON_NUMBER },
                 { .name = "cursor", .types = OM_JSON_STRING },
@@ -93,6 +66,7 @@ static int read_list(struct om_span params, struct om_call *c, struct om_error *
         };
         int r = om_json_members(params, "params", members, e);
 
+        c->list.kind = OM_STORE_RESULTS;
         if (r == 0)
                 r = om_param_limit(&members[0], &c->list.limit, e);
         if (r == 0)
@@ -110,20 +84,7 @@ static int read_list(struct om_span params, struct om_call *c, struct om_error *
         return r;
 }
 
-static void list_with(struct om_request *req, struct om_span params, int (*read)(struct om_span, struct om_call *, struct om_error *)) {
-        struct om_call *c = om_call_new(req->core, req, OM_CALL_STORE_LIST, listed);
-        struct om_error e = OM_ERROR_INIT;
-
-        if (!c)
-                return;
-        c->list.kind = OM_STORE_RESULTS;
-        if (read(params, c, &e) < 0)
-                om_call_fail(c, &e);
-        else
-                om_call_start(c);
-}
-
-static void task_list(struct om_request *req, struct om_span params) { list_with(req, params, read_list); }
+static void task_list(struct om_request *req, struct om_span params) { om_call_for(req, params, OM_CALL_STORE_LIST, read_list, listed); }
 
 /* -- search -------------------------------------------------------------------------------------------------------- */
 
@@ -142,7 +103,7 @@ static int can_search(const struct om_core *core, struct om_error *e) {
         return r;
 }
 
-static int read_search(struct om_span params, struct om_call *c, struct om_error *e) {
+static int read_search(struct om_call *c, struct om_span params, struct om_error *e) {
         struct om_json_member members[] = {
                 { .name = "text", .types = OM_JSON_STRING },
                 { .name = "filter", .types = OM_JSON_OBJECT },
@@ -152,6 +113,7 @@ static int read_search(struct om_span params, struct om_call *c, struct om_error
         };
         int r = om_json_members(params, "params", members, e);
 
+        c->list.kind = OM_STORE_RESULTS;
         if (r == 0)
                 r = can_search(c->core, e);
         if (r == 0 && !members[0].value.type && !members[1].value.type)
@@ -170,47 +132,36 @@ static int read_search(struct om_span params, struct om_call *c, struct om_error
         return r;
 }
 
-static void task_search(struct om_request *req, struct om_span params) { list_with(req, params, read_search); }
+static void task_search(struct om_request *req, struct om_span params) {
+        om_call_for(req, params, OM_CALL_STORE_LIST, read_search, listed);
+}
 
 /* -- delete -------------------------------------------------------------------------------------------------------- */
 
 static void deleted(struct om_call *c, int status, const struct om_error *e) {
-        struct om_buf *b;
+        struct om_buf *b = om_call_begin(c, status, e);
 
-        if (status < 0) {
-                om_call_fail(c, e);
+        if (!b)
                 return;
-        }
-        b = om_request_begin(c->req);
-        if (!b) {
-                om_call_free(c);
-                return;
-        }
         om_buf_lit(b, "{\"deleted\":");
         om_buf_u64(b, c->remove.ret_n);
         om_buf_putc(b, '}');
         om_call_end(c);
 }
 
-static void task_delete(struct om_request *req, struct om_span params) {
+static int read_delete(struct om_call *c, struct om_span params, struct om_error *e) {
         struct om_json_member members[] = {
                 { .name = "id", .types = OM_JSON_STRING, .required = true },
                 { .name = NULL },
         };
-        struct om_call *c = om_call_new(req->core, req, OM_CALL_STORE_DELETE, deleted);
-        struct om_error e = OM_ERROR_INIT;
-        int r;
+        int r = om_json_members(params, "params", members, e);
 
-        if (!c)
-                return;
         c->remove.kind = OM_STORE_RESULTS;
-        r = om_json_members(params, "params", members, &e);
-        if (r == 0)
-                r = om_param_name(&members[0], &c->arena, &c->remove.key, &e);
-        if (r < 0)
-                om_call_fail(c, &e);
-        else
-                om_call_start(c);
+        return r < 0 ? r : om_param_name(&members[0], &c->arena, &c->remove.key, e);
+}
+
+static void task_delete(struct om_request *req, struct om_span params) {
+        om_call_for(req, params, OM_CALL_STORE_DELETE, read_delete, deleted);
 }
 
 const struct om_method om_task_methods[] = {

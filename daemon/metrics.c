@@ -114,6 +114,10 @@ struct om_topic_metrics *om_metrics_topic(struct om_metrics *m, struct om_span t
         c->len = topic.len;
         memcpy(c->topic, topic.p, topic.len);
         HASH_ADD_KEYPTR(hh, m->topics, c->topic, c->len, c);
+        if (!c->hh.tbl) {
+                free(c);
+                return NULL;
+        }
         return &c->now;
 }
 
@@ -138,6 +142,10 @@ struct om_agent_metrics *om_metrics_agent(struct om_metrics *m, struct om_span t
                 return om_metrics_agent(m, OM_SPAN("(others)"), OM_SPAN("(others)"));
         }
         HASH_ADD_KEYPTR(hh, m->agents, c->key, c->len, c);
+        if (!c->hh.tbl) {
+                free(c);
+                return NULL;
+        }
         return &c->now;
 }
 

@@ -35,12 +35,24 @@ size_t om_session_unsent(const struct om_session *s) { return s->out.len - s->ou
 
 static size_t output_limit(const struct om_session *s) { return (size_t) s->core->settings->session_output_bytes; }
 
+/* While it is above the limit, each byte that the socket takes starts the time anew after which it counts as stalled. */
+static void watch_for_stall(struct om_session *s, bool progress) {
+        int64_t ms = s->core->settings->stalled_client_ms;
+        struct timeval tv = { .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 };
+
+        if (!s->above || s->hurried)
+                return;
+        if (progress || !event_pending(&s->ev_timer, EV_TIMEOUT, NULL))
+                event_add(&s->ev_timer, &tv);
+}
+
 /* Output has been appended, or has left. */
 static void note_level(struct om_session *s) {
         size_t unsent = om_session_unsent(s);
 
         if (unsent > output_limit(s)) {
                 s->above = true;
+                watch_for_stall(s, false); /* its socket may be full already, and then nothing else happens to it */
         } else if (s->above && unsent <= output_limit(s) / 2) {
                 s->above = false;
                 if (!s->hurried)
@@ -51,17 +63,6 @@ static void note_level(struct om_session *s) {
                 if (s->state == OM_SESSION_OPEN && s->core->watch)
                         om_watch_session_ready(s->core->watch, s);
         }
-}
-
-/* While it is above the limit, each byte that the socket takes starts the time anew after which it counts as stalled. */
-static void watch_for_stall(struct om_session *s, bool progress) {
-        int64_t ms = s->core->settings->stalled_client_ms;
-        struct timeval tv = { .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 };
-
-        if (!s->above || s->hurried)
-                return;
-        if (progress || !event_pending(&s->ev_timer, EV_TIMEOUT, NULL))
-                event_add(&s->ev_timer, &tv);
 }
 
 static void session_flush(struct om_session *s) {

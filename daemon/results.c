@@ -460,6 +460,10 @@ static struct waiters *waiters_of(struct om_results *r, struct om_span id) {
         memcpy(of->id, id.p, id.len);
         of->len = id.len;
         HASH_ADD(hh, r->waiters, id, of->len, of);
+        if (!of->hh.tbl) {
+                free(of);
+                return NULL;
+        }
         return of;
 }
 
@@ -500,18 +504,11 @@ static void has_read(struct om_call *c, int status, const struct om_error *e) {
         if (status == -ENOENT) {
                 om_error_set(&none, OM_NOT_FOUND, "no result for task %.*s%s%.*s", OM_PRI(c->get.key), c->get.name.p ? " of agent " : "",
                         OM_PRI(c->get.name));
-                om_call_fail(c, &none);
-                return;
+                e = &none;
         }
-        if (status < 0) {
-                om_call_fail(c, e);
+        b = om_call_begin(c, status, e);
+        if (!b)
                 return;
-        }
-        b = om_request_begin(c->req);
-        if (!b) {
-                om_call_free(c);
-                return;
-        }
         om_buf_put_span(b, c->get.entry.value);
         om_call_end(c);
 }

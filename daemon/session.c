@@ -233,8 +233,10 @@ static void on_end_of_input(struct om_session *s) {
                 om_session_close(s, NULL);
                 return;
         }
-        /* Its answers still go out, those that it waits for included; its leases end with the last of them. */
+        /* Its answers still go out, those that it waits for included, which may take a day; its leases do not wait for that. */
         begin_ending(s, false);
+        if (s->core->dispatch)
+                om_dispatch_session_mute(s->core->dispatch, s);
         om_session_finish(s);
 }
 

@@ -5,8 +5,8 @@
 set -euo pipefail
 
 declare -A packages=(
-        [build]="gcc make pkg-config libc6-dev libevent-dev libjansson-dev liblmdb-dev libsystemd-dev uthash-dev"
-        [test]="check g++ python3 python3-venv tmux procps valgrind"
+        [build]="gcc make pkg-config libc6-dev libevent-dev liblmdb-dev libsystemd-dev uthash-dev"
+        [test]="check g++ libjansson-dev python3 python3-venv tmux procps valgrind e2fsprogs mount"
         [lint]="clang clang-format clang-tidy codespell shellcheck"
         [clang]="clang libclang-rt-14-dev llvm"
         [bench]="beanstalkd libnats-dev valgrind"

@@ -44,7 +44,7 @@ void om_buf_consume(struct om_buf *b, size_t n) {
         }
 }
 
-static bool grow(struct om_buf *b, size_t n) {
+bool om_buf_grow(struct om_buf *b, size_t n) {
         size_t need, cap = b->cap ? b->cap : BUF_FIRST;
         if (__builtin_add_overflow(b->len, n, &need) || need > SIZE_MAX / 2) {
                 b->failed = true;
@@ -60,32 +60,6 @@ static bool grow(struct om_buf *b, size_t n) {
         b->data = data;
         b->cap = cap;
         return true;
-}
-
-char *om_buf_reserve(struct om_buf *b, size_t n) {
-        if (b->failed)
-                return NULL;
-        if ((b->cap - b->len < n || !b->data) && !grow(b, n))
-                return NULL;
-        return b->data + b->len;
-}
-
-void om_buf_put(struct om_buf *b, const void *data, size_t n) {
-        if (n == 0)
-                return;
-        char *to = om_buf_reserve(b, n);
-        if (!to)
-                return;
-        memcpy(to, data, n);
-        b->len += n;
-}
-
-void om_buf_putc(struct om_buf *b, char c) {
-        char *to = om_buf_reserve(b, 1);
-        if (!to)
-                return;
-        *to = c;
-        b->len++;
 }
 
 void om_buf_puts(struct om_buf *b, const char *text) { om_buf_put(b, text, strlen(text)); }

@@ -41,14 +41,26 @@ void om_buf_deinit(struct om_buf *b);              /* frees; the struct is as af
 void om_buf_clear(struct om_buf *b);               /* empties, keeps the memory, resets `failed` */
 void om_buf_shrink(struct om_buf *b, size_t keep); /* when empty and larger than `keep` bytes: gives the memory back */
 void om_buf_consume(struct om_buf *b, size_t n);   /* drops n bytes from the front (moves the rest) */
+bool om_buf_grow(struct om_buf *b, size_t n);      /* for those below: room for n more bytes, or `failed` is set */
 /* Makes room for n more bytes. Returns where they go, or NULL (and `failed` is set). Growth is geometric. */
-char *om_buf_reserve(struct om_buf *b, size_t n);
+static inline char *om_buf_reserve(struct om_buf *b, size_t n) {
+        if (b->failed || ((b->cap - b->len < n || !b->data) && !om_buf_grow(b, n)))
+                return NULL;
+        return b->data + b->len;
+}
 static inline bool om_buf_ok(const struct om_buf *b) { return !b->failed; }
 static inline struct om_span om_buf_span(const struct om_buf *b) { return (struct om_span){ b->data ? b->data : "", b->len }; }
 
-void om_buf_put(struct om_buf *b, const void *data, size_t n);
+/* Inline, as is om_buf_reserve(): most of what is put is a literal or a few bytes, and frames are made of hundreds of such puts. */
+static inline void om_buf_put(struct om_buf *b, const void *data, size_t n) {
+        char *to = n ? om_buf_reserve(b, n) : NULL;
+        if (!to)
+                return;
+        memcpy(to, data, n);
+        b->len += n;
+}
 static inline void om_buf_put_span(struct om_buf *b, struct om_span s) { om_buf_put(b, s.p, s.len); }
-void om_buf_putc(struct om_buf *b, char c);
+static inline void om_buf_putc(struct om_buf *b, char c) { om_buf_put(b, &c, 1); }
 void om_buf_puts(struct om_buf *b, const char *text);
 #define om_buf_lit(b, literal) om_buf_put((b), (literal), sizeof(literal) - 1)
 void om_buf_printf(struct om_buf *b, const char *format, ...) __attribute__((format(printf, 2, 3)));

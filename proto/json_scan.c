@@ -335,6 +335,8 @@ static uint64_t find_escaped(struct skipping *s, uint64_t backslash) {
 /* The place in the block after the bracket that closes the first one, or 0 when it does not close here. */
 static unsigned skip_block(struct skipping *s, const char *p) {
         struct om_text_marks m = om_text_mark64(p);
+        if (!(m.quote | m.backslash | s->escaped | (s->inside ? 0 : m.open | m.close))) /* most of a long string */
+                return 0;
         if (m.backslash | s->escaped)
                 m.quote &= ~find_escaped(s, m.backslash);
         uint64_t inside = m.quote; /* each bit the parity of the quotes up to it: inside a string or not */

@@ -23,6 +23,7 @@
 #include <limits.h>
 #include <math.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "../../proto/json_scan.h"
 #include "table.h"
@@ -65,9 +66,10 @@ static int read_time(struct reading *r, struct om_json_value v, int64_t *ret_ms)
         double seconds;
         if (v.type == OM_JSON_NULL)
                 return 0;
-        if (v.type != OM_JSON_NUMBER || om_json_double(v, &seconds) < 0 || fabs(seconds) > 9e12)
+        if (v.type != OM_JSON_NUMBER || om_json_double(v, &seconds) < 0 || fabs(seconds) > 9.3e15)
                 return fault_at(r, v.text.p, "not a time in seconds");
-        *ret_ms = llround(seconds * 1000);
+        /* Every time that we can write can be read, the largest included. */
+        *ret_ms = seconds >= 9.2e15 ? INT64_MAX : seconds <= -9.2e15 ? INT64_MIN : llround(seconds * 1000);
         return 0;
 }
 
@@ -105,7 +107,7 @@ static int add(struct reading *r, const struct om_store_entry *entry, uint64_t s
         struct om_file_table *t = r->t;
         if (entry->key.len > UINT16_MAX || entry->value.len > UINT32_MAX)
                 return fault_at(r, where, "too long");
-        if (sequence == 0)
+        if (sequence == 0 || om_file_index_taken(&t->index, entry->saved_ms, sequence, NULL))
                 sequence = t->next_sequence + 1;
         if (sequence > t->next_sequence)
                 t->next_sequence = sequence;
@@ -147,7 +149,8 @@ static int read_member(struct reading *r, struct om_json_value name, struct om_j
                 return read_string(r, v, &entry->topic);
         else if (om_json_string_is(name, "status") && v.type == OM_JSON_STRING)
                 return read_string(r, v, &entry->status);
-        else if (om_json_string_is(name, "seq") && v.type == OM_JSON_NUMBER && om_json_int64(v, &number) == 0 && number > 0)
+        else if (om_json_string_is(name, "seq") && v.type == OM_JSON_NUMBER && om_json_int64(v, &number) == 0 && number > 0 &&
+                number < INT64_MAX / 2)
                 *sequence = (uint64_t) number;
         return 0;
 }
@@ -294,45 +297,74 @@ int om_file_writer_flush(struct om_file_table *t, struct om_file_writer *w, stru
         return 0;
 }
 
+/*
+ * Reads a value, through the window where it can: one system call for hundreds. What may still change is read by itself: the journal that
+ * is being written (a write that failed is cut off, and another takes its place) and the new file.
+ */
+static int read_value(struct om_file_table *t, struct om_file_writer *w, const struct om_file_entry *entry, char *to, struct om_error *e) {
+        enum { WINDOW = 256 * 1024 };
+        unsigned slot = om_file_slot(entry);
+        uint64_t at = om_file_offset(entry);
+        struct om_buf *window = &w->window;
+        if (slot == t->journal || slot == w->slot || entry->length > WINDOW / 4 || !om_buf_reserve(window, WINDOW - window->len))
+                return om_file_table_read_into(t, entry, to, e);
+        if (w->window_slot != slot || at < w->window_at || at + entry->length > w->window_at + window->len) {
+                ssize_t n = pread(t->fds[slot], window->data, WINDOW, (off_t) at);
+                w->window_slot = slot;
+                w->window_at = at;
+                window->len = n > 0 ? (size_t) n : 0;
+                if (window->len < entry->length)
+                        return om_file_table_read_into(t, entry, to, e); /* which says what is wrong */
+        }
+        memcpy(to, window->data + (at - w->window_at), entry->length);
+        return 0;
+}
+
 /* Appends an entry's value; it stands in the new file from now on. */
 static int put_value(struct om_file_table *t, struct om_file_writer *w, struct om_file_entry *entry, struct om_error *e) {
-        struct om_arena arena = { 0 };
-        struct om_span value;
-        int r = om_file_table_read(t, entry, &arena, &value, e);
+        char *to = om_buf_reserve(&w->buf, entry->length);
+        int r = to ? read_value(t, w, entry, to, e) : om_error_set_errno(e, ENOMEM, "cannot write %s.json", t->name);
         if (r == 0) {
                 entry->place = OM_FILE_PLACE(w->slot, w->flushed + w->buf.len);
-                om_buf_put_span(&w->buf, value);
+                w->buf.len += entry->length;
         }
-        om_arena_deinit(&arena);
         return r;
 }
 
+static void put_name(struct om_buf *b, const char *indent, const char *name) {
+        om_buf_lit(b, ",\n");
+        om_buf_puts(b, indent);
+        om_buf_puts(b, name);
+}
+
+/* `name` with what stands around it: `"name": `. */
 static void put_member(struct om_buf *b, const char *indent, const char *name, struct om_span text) {
         if (!text.len)
                 return;
-        om_buf_printf(b, ",\n%s\"%s\": ", indent, name);
+        put_name(b, indent, name);
         om_buf_json_span(b, text);
 }
 
 static void put_times(struct om_buf *b, const char *indent, const struct om_file_entry *entry) {
-        om_buf_printf(b, ",\n%s\"saved_at\": ", indent);
+        put_name(b, indent, "\"saved_at\": ");
         om_buf_json_time(b, entry->saved_ms);
         if (entry->expires_ms) {
-                om_buf_printf(b, ",\n%s\"expires_at\": ", indent);
+                put_name(b, indent, "\"expires_at\": ");
                 om_buf_json_time(b, entry->expires_ms);
         }
-        om_buf_printf(b, ",\n%s\"seq\": ", indent);
+        put_name(b, indent, "\"seq\": ");
         om_buf_u64(b, entry->sequence);
 }
 
 static int put_record(
         struct om_file_table *t, struct om_file_writer *w, const char *indent, struct om_file_entry *entry, struct om_error *e) {
         struct om_buf *b = &w->buf;
-        om_buf_printf(b, "%s\"%s\": ", indent, t->kind == OM_STORE_KEYS ? "value" : "result");
+        om_buf_puts(b, indent);
+        om_buf_puts(b, t->kind == OM_STORE_KEYS ? "\"value\": " : "\"result\": ");
         int r = put_value(t, w, entry, e);
-        put_member(b, indent, "agent", om_file_name(entry));
-        put_member(b, indent, "topic", om_file_topic(entry));
-        put_member(b, indent, "status", om_file_status(entry));
+        put_member(b, indent, "\"agent\": ", om_file_name(entry));
+        put_member(b, indent, "\"topic\": ", om_file_topic(entry));
+        put_member(b, indent, "\"status\": ", om_file_status(entry));
         put_times(b, indent, entry);
         return r;
 }

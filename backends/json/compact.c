@@ -57,8 +57,9 @@ static int start(struct om_file_table *t, bool keep_writing, struct om_error *e)
         unsigned slot = 1 - t->base;
         t->fds[slot] = fd;
         t->compacting = true;
-        t->writer = (struct om_file_writer){ .buf = t->writer.buf, .fd = fd, .slot = slot };
+        t->writer = (struct om_file_writer){ .buf = t->writer.buf, .window = t->writer.window, .fd = fd, .slot = slot };
         om_buf_clear(&t->writer.buf);
+        om_buf_clear(&t->writer.window);
         t->snapshot = t->next_sequence;
         t->started_ms = om_now_ms();
         t->at_time = INT64_MIN;
@@ -204,6 +205,7 @@ static int finish(struct om_file_table *t, bool journal_stays, struct om_error *
         t->compacting = false;
         t->compact_after = 0;
         om_buf_deinit(&t->writer.buf);
+        om_buf_deinit(&t->writer.window);
         return 0;
 }
 

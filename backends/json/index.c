@@ -32,6 +32,10 @@ static struct om_file_label *label_get(struct om_file_index *x, const struct om_
                 l = fresh;
                 l->refs = 0;
                 HASH_ADD_KEYPTR(hh, x->labels, l->lens, key_bytes, l);
+                if (!l->hh.tbl) {
+                        free(l);
+                        return NULL;
+                }
         }
         l->refs++;
         return l;
@@ -192,6 +196,16 @@ static void list_remove(struct om_file_index *x, struct om_file_entry *e) {
                 e->newer[0]->older = e->older;
 }
 
+bool om_file_index_taken(const struct om_file_index *x, int64_t saved_ms, uint64_t sequence, const struct om_file_entry *except) {
+        int64_t time_ms = x->by_time ? saved_ms : 0;
+        const struct om_file_entry *e = x->last[0];
+
+        if (!e || om_file_time(x, e) < time_ms || (om_file_time(x, e) == time_ms && e->sequence < sequence))
+                return false; /* behind all: the usual case */
+        e = om_file_index_after(x, time_ms, sequence - 1);
+        return e && e != except && e->sequence == sequence && om_file_time(x, e) == time_ms;
+}
+
 /* -- changing ------------------------------------------------------------------------------------------------------ */
 
 /* What an entry takes in a file beside its key and value: names of members, times, quotes. */
@@ -199,16 +213,28 @@ enum { AROUND = 160 };
 
 static uint64_t bytes_of(const struct om_file_entry *e) { return (uint64_t) e->length + e->key_len + AROUND; }
 
-static uint8_t random_height(void) { /* a quarter of each level reaches the next */
-        uint64_t r = om_random_u64();
+/* 0 to 3. Each number of om_random_u64() costs a system call (it looks for a fork), and an entry needs a few bits of it only. */
+static unsigned two_bits(struct om_file_index *x) {
+        unsigned bits;
+        if (x->n_dice == 0) {
+                x->dice = om_random_u64();
+                x->n_dice = 32;
+        }
+        bits = x->dice & 3;
+        x->dice >>= 2;
+        x->n_dice--;
+        return bits;
+}
+
+static uint8_t random_height(struct om_file_index *x) { /* a quarter of each level reaches the next */
         uint8_t height = 1;
-        for (; height < OM_FILE_LEVELS && (r & 3) == 0; r >>= 2)
+        while (height < OM_FILE_LEVELS && two_bits(x) == 0)
                 height++;
         return height;
 }
 
 static struct om_file_entry *entry_new(struct om_file_index *x, const struct om_store_entry *meta) {
-        uint8_t height = random_height();
+        uint8_t height = random_height(x);
         struct om_file_entry *e = malloc(sizeof(*e) + height * sizeof(e->newer[0]) + meta->key.len);
         if (!e)
                 return NULL;

@@ -12,6 +12,7 @@
  * Thread: the storage's worker.
  */
 #include <stdio.h>
+#define HASH_NONFATAL_OOM 1    /* what could not be added has a handle without a table */
 #define HASH_FUNCTION HASH_FNV /* the default one makes clang warn */
 #include <uthash.h>
 
@@ -53,6 +54,8 @@ struct om_file_index {
         struct om_file_entry *first[OM_FILE_LEVELS], *last[OM_FILE_LEVELS];
         struct om_file_label *labels;
         uint64_t live_bytes; /* about what the entries take in a file */
+        uint64_t dice;       /* random bits that no entry's height has used yet, two for each of n_dice */
+        unsigned n_dice;
 };
 
 void om_file_index_clear(struct om_file_index *x); /* frees every entry; the kind of index stays */
@@ -73,6 +76,9 @@ struct om_file_entry *om_file_index_find(const struct om_file_index *x, struct o
 struct om_file_entry *om_file_index_newest(const struct om_file_index *x, struct om_span key, int64_t now_ms);
 struct om_file_entry *om_file_index_of_key(const struct om_file_index *x, struct om_span key);
 struct om_file_entry *om_file_index_next_of_key(const struct om_file_index *x, const struct om_file_entry *e);
+
+/* Whether another entry than `except` has this place in the order: no two may. */
+bool om_file_index_taken(const struct om_file_index *x, int64_t saved_ms, uint64_t sequence, const struct om_file_entry *except);
 
 /* The newest entry before (time, sequence), the oldest one behind it. */
 struct om_file_entry *om_file_index_before(const struct om_file_index *x, int64_t time_ms, uint64_t sequence);

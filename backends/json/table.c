@@ -63,6 +63,7 @@ void om_file_table_close(struct om_file_table *t) {
         }
         om_file_index_clear(&t->index);
         om_buf_deinit(&t->writer.buf);
+        om_buf_deinit(&t->writer.window);
         t->base = 0;
         t->journal = 2;
         t->base_bytes = t->journal_bytes = t->journal_synced = t->old_bytes = t->next_sequence = 0;
@@ -159,8 +160,13 @@ static int replay_record(
         if (om_json_members(json, "", m, NULL) < 0)
                 return is_held(json, &inode, &size) ? 0 : bad_record(path, json, journal, e);
         for (int i = 0; i < 4; i++)
-                if (m[KEY + i].value.type)
+                if (m[KEY + i].value.type) {
                         *fields[i] = om_json_string(m[KEY + i].value, &arena);
+                        if (!fields[i]->p)
+                                r = om_error_set_errno(e, ENOMEM, "cannot read %s", path);
+                }
+        if (r < 0)
+                goto out;
         value = m[VALUE].value.text;
         if (om_json_string_is(m[OP].value, "delete")) {
                 forget(t, entry.key, entry.name, 0);
@@ -168,12 +174,17 @@ static int replay_record(
                 om_json_int64(m[SAVED].value, &entry.saved_ms) == 0 && om_json_int64(m[EXPIRES].value, &entry.expires_ms) == 0 &&
                 entry.key.len <= UINT16_MAX && value.len <= UINT32_MAX) {
                 uint64_t place = OM_FILE_PLACE(slot, value.p - journal.p);
+                const struct om_file_entry *old = t->index.keyless ? NULL : om_file_index_find(&t->index, entry.key, entry.name);
+                /* NAME.json may have numbered its entries anew: the place that this one once had is another's now. */
+                if (om_file_index_taken(&t->index, entry.saved_ms, (uint64_t) sequence, old))
+                        sequence = (int64_t) (t->next_sequence + 1);
                 if (om_file_index_put(&t->index, &entry, (uint64_t) sequence, place, (uint32_t) value.len) < 0)
                         r = om_error_set_errno(e, ENOMEM, "cannot read %s", path);
                 if ((uint64_t) sequence > t->next_sequence)
                         t->next_sequence = (uint64_t) sequence;
         } else
                 r = bad_record(path, json, journal, e);
+out:
         om_arena_deinit(&arena);
         trim_metrics(t);
         return r;
@@ -314,22 +325,28 @@ int om_file_table_sync(struct om_file_table *t, struct om_error *e) {
         return r;
 }
 
+/* `name` with what stands around it in a record: `,"name":`. */
 static void put_text(struct om_buf *b, const char *name, struct om_span text) {
         if (!text.p)
                 return;
-        om_buf_printf(b, ",\"%s\":", name);
+        om_buf_puts(b, name);
         om_buf_json_span(b, text);
 }
 
 void om_file_record_put(struct om_buf *b, const struct om_store_entry *entry, uint64_t sequence, uint64_t synced, size_t *ret_value) {
         size_t mark = om_journal_begin(b);
         om_buf_lit(b, "{\"op\":\"put\"");
-        put_text(b, "key", entry->key);
-        put_text(b, "name", entry->name);
-        put_text(b, "topic", entry->topic);
-        put_text(b, "status", entry->status);
-        om_buf_printf(b, ",\"saved\":%" PRId64 ",\"expires\":%" PRId64 ",\"seq\":%" PRIu64 ",\"value\":", entry->saved_ms,
-                entry->expires_ms, sequence);
+        put_text(b, ",\"key\":", entry->key);
+        put_text(b, ",\"name\":", entry->name);
+        put_text(b, ",\"topic\":", entry->topic);
+        put_text(b, ",\"status\":", entry->status);
+        om_buf_lit(b, ",\"saved\":");
+        om_buf_i64(b, entry->saved_ms);
+        om_buf_lit(b, ",\"expires\":");
+        om_buf_i64(b, entry->expires_ms);
+        om_buf_lit(b, ",\"seq\":");
+        om_buf_u64(b, sequence);
+        om_buf_lit(b, ",\"value\":");
         *ret_value = b->len;
         om_buf_put_span(b, entry->value);
         om_buf_putc(b, '}');
@@ -379,7 +396,7 @@ int om_file_table_put(
                 if (!outcomes[i].why)
                         om_file_record_put(&b, &entries[i], ++t->next_sequence, t->journal_synced, &values[i]);
         }
-        if (r == 0 && b.len)
+        if (r == 0 && (b.len || !om_buf_ok(&b))) /* nothing to append is not the same as no memory for it */
                 r = om_file_append(t, &b, e);
         if (r < 0) {
                 t->next_sequence = before;
@@ -410,8 +427,8 @@ int om_file_table_delete(struct om_file_table *t, struct om_span key, struct om_
                 return 0;
         size_t mark = om_journal_begin(&b);
         om_buf_lit(&b, "{\"op\":\"delete\"");
-        put_text(&b, "key", key);
-        put_text(&b, "name", name);
+        put_text(&b, ",\"key\":", key);
+        put_text(&b, ",\"name\":", name);
         om_buf_putc(&b, '}');
         om_journal_end(&b, mark, t->journal_synced);
         int r = om_file_append(t, &b, e);
@@ -421,11 +438,7 @@ int om_file_table_delete(struct om_file_table *t, struct om_span key, struct om_
         return r;
 }
 
-int om_file_table_read(
-        struct om_file_table *t, const struct om_file_entry *entry, struct om_arena *a, struct om_span *ret, struct om_error *e) {
-        char *out = om_arena_alloc(a, (size_t) entry->length + 1);
-        if (!out)
-                return om_error_set_errno(e, ENOMEM, "cannot read %s", t->name);
+int om_file_table_read_into(const struct om_file_table *t, const struct om_file_entry *entry, char *out, struct om_error *e) {
         for (size_t done = 0; done < entry->length;) {
                 ssize_t n = pread(t->fds[om_file_slot(entry)], out + done, entry->length - done, (off_t) (om_file_offset(entry) + done));
                 if (n < 0 && errno == EINTR)
@@ -435,6 +448,17 @@ int om_file_table_read(
                                 n < 0 ? strerror(errno) : "the file is shorter than it was");
                 done += (size_t) n;
         }
+        return 0;
+}
+
+int om_file_table_read(
+        struct om_file_table *t, const struct om_file_entry *entry, struct om_arena *a, struct om_span *ret, struct om_error *e) {
+        char *out = om_arena_alloc(a, (size_t) entry->length + 1);
+        if (!out)
+                return om_error_set_errno(e, ENOMEM, "cannot read %s", t->name);
+        int r = om_file_table_read_into(t, entry, out, e);
+        if (r < 0)
+                return r;
         out[entry->length] = 0;
         *ret = (struct om_span){ out, entry->length };
         return 0;

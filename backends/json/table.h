@@ -23,6 +23,10 @@ struct om_file_writer {
         int fd;
         unsigned slot;
         bool some; /* an entry was written: the next one follows a comma */
+        /* A piece of the file that values are copied from: they stand there one after the other, mostly. */
+        struct om_buf window;
+        unsigned window_slot;
+        uint64_t window_at;
 };
 
 struct om_file_settings {
@@ -78,7 +82,8 @@ int om_file_table_recover(struct om_file_table *t, struct om_error *e);
 int om_file_table_put(
         struct om_file_table *t, const struct om_store_entry *entries, size_t n, struct om_outcome *outcomes, struct om_error *e);
 int om_file_table_delete(struct om_file_table *t, struct om_span key, struct om_span name, uint64_t *ret_n, struct om_error *e);
-/* Reads a value into `a`. */
+/* Reads a value into `out`, which has room for entry->length bytes; or into `a`. */
+int om_file_table_read_into(const struct om_file_table *t, const struct om_file_entry *entry, char *out, struct om_error *e);
 int om_file_table_read(
         struct om_file_table *t, const struct om_file_entry *entry, struct om_arena *a, struct om_span *ret, struct om_error *e);
 int om_file_table_sync(struct om_file_table *t, struct om_error *e);

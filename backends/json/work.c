@@ -115,7 +115,7 @@ static int run_health(struct om_store *s, struct om_file_job *job) {
         struct om_buf b = OM_BUF_INIT;
         uint64_t files = 0, journals = 0;
         const char *why = weak[s->settings.durability];
-        om_buf_printf(&b, "{\"durability\":\"%s\"", why ? "weak" : "strong");
+        om_buf_printf(&b, "{\"version\":\"" OM_VERSION "\",\"durability\":\"%s\"", why ? "weak" : "strong");
         if (why)
                 om_buf_printf(&b, ",\"why\":\"%s\"", why);
         om_buf_lit(&b, ",\"path\":");

@@ -6,7 +6,7 @@
  *   - inputs are copied into the message before a call returns; the bus thread reads nothing of the core's, and writes only outputs that
  * are ours until done();
  *   - messages are answered in the order in which turns took them; within a post completions come before deliveries, so a subscribe() is
- *     complete before its first delivery;
+ *     complete before its first delivery, and after what was taken back: a settlement of the same turn frees the delivery;
  *   - want() costs an exchange of one word: at most one message a sub is under way, and it carries how many deliveries the core had got
  * when it was said, so that those still on the way are not given twice;
  *   - a sub and what was on its way to it are freed when the bus thread has let go of it, at the end of that post.
@@ -494,6 +494,20 @@ static void run_batch(struct om_bus *b, struct batch *batch) {
         b->events->deliver(s->core, batch->items, batch->n);
 }
 
+static void run_batches(struct om_bus *b, struct news *n, bool revoked) {
+        for (struct batch **p = &n->batches; *p;) {
+                struct batch *batch = *p;
+
+                if (batch->revoked != revoked) {
+                        p = &batch->next;
+                        continue;
+                }
+                *p = batch->next;
+                run_batch(b, batch);
+                free(batch);
+        }
+}
+
 void news_run(struct om_post *post) {
         struct news *n = (struct news *) (void *) ((char *) post - offsetof(struct news, post));
         struct om_bus *b = n->bus;
@@ -501,6 +515,7 @@ void news_run(struct om_post *post) {
 
         if (n->state_changed)
                 b->events->state(b->core, n->state, &n->error);
+        run_batches(b, n, true);
         for (struct msg *m = n->done; m; m = next_msg) {
                 next_msg = m->next;
                 if (m->type == MSG_UNSUBSCRIBE) { /* batches below may still name it */
@@ -509,11 +524,7 @@ void news_run(struct om_post *post) {
                 }
                 complete(b, m);
         }
-        for (struct batch *batch = n->batches, *next; batch; batch = next) {
-                next = batch->next;
-                run_batch(b, batch);
-                free(batch);
-        }
+        run_batches(b, n, false);
         for (struct expired_note *x = n->expired, *next; x; x = next) {
                 next = x->next;
                 if (!x->sub->closed)

@@ -111,9 +111,22 @@ static void marks_later(struct om_bus *b) {
                 b->marks_due = om_clock_ms() + MARK_DELAY_MS;
 }
 
+void held_is_out(struct om_bus *b, struct held *h) {
+        struct lane *ln = &h->at->lanes[h->id.lane];
+
+        if (h->has_pend) {
+                remember_redelivered(b, h);
+                marks_later(b);
+        }
+        if (h->id.seq >= ln->handed)
+                ln->handed = h->id.seq + 1;
+        if (ln->handed > ln->mark) {
+                attach_dirty(b, h->at);
+                marks_later(b);
+        }
+}
+
 static int hand_out(struct om_bus *b, struct om_bus_sub *s, struct held *h, struct om_span record) {
-        struct attach *at = h->at;
-        struct lane *ln = &at->lanes[h->id.lane];
         struct local_delivery *d = delivery_new(b, record, s->want);
 
         if (!d)
@@ -144,16 +157,7 @@ static int hand_out(struct om_bus *b, struct om_bus_sub *s, struct held *h, stru
         s->batch->items[s->batch->n++] = &d->d;
         s->want--;
         s->sent++;
-        if (h->has_pend) {
-                remember_redelivered(b, h);
-                marks_later(b);
-        }
-        if (h->id.seq >= ln->handed)
-                ln->handed = h->id.seq + 1;
-        if (ln->handed > ln->mark) {
-                attach_dirty(b, at);
-                marks_later(b);
-        }
+        held_is_out(b, h);
         return 0;
 }
 
@@ -292,27 +296,34 @@ static int fill_group(struct om_bus *b, MDB_cursor *c, struct group *g) {
         return r;
 }
 
+/* What could not be filled stays on the list for the next turn, which is soon. */
 int fill(struct om_bus *b) {
+        struct group *again = NULL, *g;
         MDB_cursor *c = NULL;
-        int r;
+        int r, worst = 0;
 
         if (!b->fill)
                 return 0;
         r = reader_begin(b);
         if (r)
                 return r;
-        r = mdb_cursor_open(b->reader, b->t[T_ROWS], &c);
-        while (!r && b->fill) {
-                struct group *g = b->fill;
-
+        worst = mdb_cursor_open(b->reader, b->t[T_ROWS], &c);
+        while (c && (g = b->fill)) {
                 b->fill = g->fill_next;
                 g->queued = false;
-                if (g->sub && g->sub->want)
-                        r = fill_group(b, c, g);
+                r = g->sub && g->sub->want ? fill_group(b, c, g) : 0;
+                if (r) { /* nobody else would wake it; the others have theirs all the same */
+                        worst = r;
+                        g->queued = true;
+                        g->fill_next = again;
+                        again = g;
+                }
         }
-        if (c)
+        if (c) {
+                b->fill = again;
                 mdb_cursor_close(c);
+        }
         reader_end(b);
         b->slab = NULL;
-        return r;
+        return worst;
 }

@@ -204,8 +204,7 @@ static int load_row(struct loading *ld, struct attach *at, uint8_t lane, uint64_
                 h->delivery = *out;
                 (*out)->held = h;
                 at->group->leased++;
-                if (seq >= at->lanes[lane].handed)
-                        at->lanes[lane].handed = seq + 1;
+                held_is_out(ld->b, h); /* the disk may not know yet */
                 return key_hold(h);
         }
         h->attempts = pend ? attempts : seq < at->lanes[lane].mark && !busy ? 1 : 0;

@@ -576,7 +576,8 @@ int model_reload(struct om_bus *b) {
         for (struct om_bus_sub *s = b->subs; s && !r; s = s->next) {
                 struct group *g = group_by_id(b, s->group_id);
 
-                if (!g || g->deleted)
+                /* The newest come first: of a group that was deleted under its server and made again, that is the one. */
+                if (!g || g->deleted || g->sub)
                         continue;
                 s->group = g;
                 g->sub = s;

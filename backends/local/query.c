@@ -337,7 +337,9 @@ static int query_health(struct om_bus *b, struct om_bus_query *q) {
         if (b->settings.durability == DURABILITY_ALWAYS)
                 om_buf_lit(&out, ",\"durability\":\"strong\"");
         else if (b->settings.durability == DURABILITY_INTERVAL)
-                om_buf_printf(&out, ",\"durability\":\"weak\",\"why\":\"durability=interval: a power cut loses up to %" PRId64 " ms, and may damage the file\"",
+                om_buf_printf(&out,
+                        ",\"durability\":\"weak\",\"why\":\"durability=interval: a power cut loses up to %" PRId64
+                        " ms, and may damage the file\"",
                         b->settings.sync_interval_ms);
         else
                 om_buf_lit(&out, ",\"durability\":\"weak\",\"why\":\"durability=memory: a power cut loses everything\"");

@@ -408,6 +408,7 @@ struct om_bus {
         unsigned n_failures;
         int64_t retry_at; /* monotonic: when to try the folder again */
         bool oom;         /* an allocation failed in this transaction */
+        int fill_error;   /* of the last turn that handed out */
 
         uint64_t commits, commit_tasks, last_commit_ns;
 };
@@ -490,7 +491,8 @@ int group_load(struct om_bus *b, MDB_txn *txn, struct group *g);
 void group_wake(struct om_bus *b, struct group *g); /* onto the fill list, if it is served and wants something */
 void log_wake(struct om_bus *b, struct log *l);     /* a row was put */
 void attach_activate(struct attach *at);
-int fill(struct om_bus *b); /* hands out what is wanted; after the commit */
+int fill(struct om_bus *b);                         /* hands out what is wanted; after the commit */
+void held_is_out(struct om_bus *b, struct held *h); /* the disk learns of the attempt with the next marks */
 /* Loose; NULL: no memory. */
 struct held *held_new(struct om_bus *b, struct attach *at, uint8_t lane, uint64_t seq, const struct row *row, size_t size);
 struct key_queue *key_get(struct group *g, uint64_t key, bool make);

@@ -181,9 +181,27 @@ static void subscribe_committed(struct om_bus *b, struct msg_subscribe *m) {
         b->subs = s;
 }
 
+/* Those that had waited for their key and were not handed out since stand below the mark: without a word they would come back as a second
+ * attempt. */
+static int never_out(struct om_bus *b, struct group *g) {
+        int r = 0;
+
+        for (unsigned i = 0; i < LANES; i++)
+                for (struct held *h = g->ready[i]; h && !r; h = h->q_next)
+                        if (h->key && !h->has_pend && !h->attempts)
+                                r = pend_put(b, h, 0, 0);
+        return r;
+}
+
 /* What was on its way to a group that is not served any more comes back, not counted. */
 static int unsubscribe_apply(struct om_bus *b, struct om_bus_sub *s) {
         s->leaving = true;
+        if (s->group && s->group->keys) {
+                int r = never_out(b, s->group);
+
+                if (r)
+                        return r;
+        }
         for (struct local_delivery *d = s->out; d; d = d->next) {
                 struct held *h = d->held;
                 int r;
@@ -575,8 +593,9 @@ int bus_turn(void *ctx, struct om_work *list) {
                 retries_due(b);
                 int r = fill(b);
 
-                if (r) /* out of memory, or a row that cannot be read; that group is tried again with its next want */
+                if (r && r != b->fill_error) /* out of memory, or a row that cannot be read: tried again every REOPEN_MIN_MS, told once */
                         om_host_log(b->host, OM_LOG_ERROR, "embedded bus in %s: cannot read tasks: %s", b->path, mdb_strerror(r));
+                b->fill_error = r;
                 trouble = r != 0;
         }
         for (struct msg *m = t.queries; m; m = next) {

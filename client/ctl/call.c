@@ -147,6 +147,15 @@ int ctl_call_buf(struct ctl *ctl, const char *method, struct om_buf *params, cha
         return r;
 }
 
+int ctl_call_text(struct ctl *ctl, const char *method, const char *name, const char *value, char **ret, struct om_span *ret_text) {
+        struct om_buf params = OM_BUF_INIT;
+
+        om_buf_putc(&params, '{');
+        ctl_put_text(&params, name, value);
+        om_buf_putc(&params, '}');
+        return ctl_call_buf(ctl, method, &params, ret, ret_text);
+}
+
 /* -- pages --------------------------------------------------------------------------------------------------------- */
 
 struct pages {

@@ -32,15 +32,10 @@ static const struct view_column record_columns[] = {
 };
 
 int cmd_agent_list(struct ctl *ctl) {
-        struct om_buf params = OM_BUF_INIT;
         struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
-        int r;
+        int r = ctl_call_text(ctl, "agent.list", "topic", args_text(&ctl->args, "topic"), &answer, &text);
 
-        om_buf_putc(&params, '{');
-        ctl_put_text(&params, "topic", args_text(&ctl->args, "topic"));
-        om_buf_putc(&params, '}');
-        r = ctl_call_buf(ctl, "agent.list", &params, &answer, &text);
         if (r == 0) {
                 view_list(
                         ctl, text, "agents", list_columns, "No agents. Start one: omnictl agent run --topic TOPIC --name NAME -- PROGRAM");

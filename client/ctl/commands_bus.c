@@ -63,19 +63,10 @@ int cmd_bus_topics(struct ctl *ctl) { return list(ctl, "bus.topics", "topics", 1
 
 int cmd_bus_inspect(struct ctl *ctl) { return list(ctl, "bus.inspect", "entries", 20, entry_columns, "No tasks on it."); }
 
-static int call_topic(struct ctl *ctl, const char *method, char **ret, struct om_span *ret_text) {
-        struct om_buf params = OM_BUF_INIT;
-
-        om_buf_putc(&params, '{');
-        ctl_put_text(&params, "topic", args_text(&ctl->args, "topic"));
-        om_buf_putc(&params, '}');
-        return ctl_call_buf(ctl, method, &params, ret, ret_text);
-}
-
 int cmd_bus_groups(struct ctl *ctl) {
         struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
-        int r = call_topic(ctl, "bus.groups", &answer, &text);
+        int r = ctl_call_text(ctl, "bus.groups", "topic", args_text(&ctl->args, "topic"), &answer, &text);
 
         if (r == 0) {
                 view_list(ctl, text, "groups", group_columns, "No groups yet.");
@@ -169,7 +160,7 @@ static void put_stats(struct ctl *ctl, struct om_json_value root) {
 int cmd_bus_stats(struct ctl *ctl) {
         struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
-        int r = call_topic(ctl, "bus.stats", &answer, &text);
+        int r = ctl_call_text(ctl, "bus.stats", "topic", args_text(&ctl->args, "topic"), &answer, &text);
 
         if (r == 0 && ctl->format == FORMAT_COMPACT) {
                 struct doc_each topic = doc_each(doc_get(doc_root(text), "topics"));

@@ -156,15 +156,10 @@ static const struct view_column metrics_daemon[] = {
 };
 
 int cmd_metrics(struct ctl *ctl) {
-        struct om_buf params = OM_BUF_INIT;
         struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
-        int r;
+        int r = ctl_call_text(ctl, "metrics.get", "topic", args_text(&ctl->args, "topic"), &answer, &text);
 
-        om_buf_putc(&params, '{');
-        ctl_put_text(&params, "topic", args_text(&ctl->args, "topic"));
-        om_buf_putc(&params, '}');
-        r = ctl_call_buf(ctl, "metrics.get", &params, &answer, &text);
         if (r == 0 && ctl->format == FORMAT_COMPACT) {
                 view_list(ctl, text, "agents", metrics_agents, "");
         } else if (r == 0 && !view_plain(ctl, text, NULL, NULL)) {

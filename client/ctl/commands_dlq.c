@@ -61,15 +61,10 @@ static int add_group(struct ctl *ctl, struct om_json_value topic, struct om_json
 
 /* Those of all groups, of a topic or of all topics, that have any. */
 static int add_groups(struct ctl *ctl, const char *topic, int64_t limit, struct om_buf *all) {
-        struct om_buf params = OM_BUF_INIT;
         struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
-        int r;
+        int r = ctl_call_text(ctl, "bus.groups", "topic", topic, &answer, &text);
 
-        om_buf_putc(&params, '{');
-        ctl_put_text(&params, "topic", topic);
-        om_buf_putc(&params, '}');
-        r = ctl_call_buf(ctl, "bus.groups", &params, &answer, &text);
         if (r == 0) {
                 struct doc_each group = doc_each(doc_get(doc_root(text), "groups"));
 

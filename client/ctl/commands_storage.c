@@ -67,7 +67,6 @@ int cmd_storage_health(struct ctl *ctl) {
 }
 
 static int clear(struct ctl *ctl, const char *what) {
-        struct om_buf params = OM_BUF_INIT;
         struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
         int r = ctl_confirm(ctl, "Delete %s%s from the storage for ever?", strcmp(what, "all") == 0 ? "" : "all ",
@@ -76,10 +75,7 @@ static int clear(struct ctl *ctl, const char *what) {
         if (r) {
                 return r;
         }
-        om_buf_putc(&params, '{');
-        ctl_put_text(&params, "what", what);
-        om_buf_putc(&params, '}');
-        r = ctl_call_buf(ctl, "storage.clear", &params, &answer, &text);
+        r = ctl_call_text(ctl, "storage.clear", "what", what, &answer, &text);
         if (r == 0 && ctl->format_given && ctl->format == FORMAT_JSON) {
                 view_put_json(ctl, doc_root(text));
         } else if (r == 0 && !ctl->quiet) {
@@ -164,15 +160,10 @@ int cmd_config_set(struct ctl *ctl) {
 
 int cmd_config_list(struct ctl *ctl) {
         static const struct table_column columns[] = { { .title = "KEY", .keep = true }, { .title = "VALUE" } };
-        struct om_buf params = OM_BUF_INIT;
         struct om_span text = OM_SPAN_NONE;
         char *answer = NULL;
-        int r;
+        int r = ctl_call_text(ctl, "config.list", "prefix", args_text(&ctl->args, "prefix"), &answer, &text);
 
-        om_buf_putc(&params, '{');
-        ctl_put_text(&params, "prefix", args_text(&ctl->args, "prefix"));
-        om_buf_putc(&params, '}');
-        r = ctl_call_buf(ctl, "config.list", &params, &answer, &text);
         if (r == 0) {
                 struct om_json_value config = doc_get(doc_root(text), "config");
                 struct doc_each each = doc_each(config);

@@ -58,6 +58,8 @@ int ctl_connect_patient(struct ctl *ctl, int64_t patience_ms);
 int ctl_call(struct ctl *ctl, const char *method, const char *params, char **ret, struct om_span *ret_text);
 /* The same, its params built in `params` (which is emptied). */
 int ctl_call_buf(struct ctl *ctl, const char *method, struct om_buf *params, char **ret, struct om_span *ret_text);
+/* The same with one param, a text; none where it is NULL. */
+int ctl_call_text(struct ctl *ctl, const char *method, const char *name, const char *value, char **ret, struct om_span *ret_text);
 /*
  * Calls a method that answers in pages until `limit` elements are there (INT64_MAX: all) and joins the pages into one object in `ret`:
  * {"ARRAY":[…],"cursor":…}. `params` are members of an object without braces, "" for none. 0 or an exit code.

@@ -12,7 +12,10 @@
 
 #include "bench.h"
 
-enum { PROBE = 20000 }; /* tasks of a measurement */
+enum {
+        PROBE = 20000, /* tasks of a measurement */
+        PROBES = 3,    /* of which the least counts: what else the machine does only ever adds */
+};
 #define MEMORY_BUS "local:?durability=memory"
 #define MEMORY_STORAGE "json:.omnidaemon_data?durability=memory"
 
@@ -38,8 +41,22 @@ static double publish_us(const struct daemon *d, const char *topic, long n) {
         return load.seconds / (double) load.done * 1e6;
 }
 
+static double least_publish_us(const struct daemon *d, const char *topic) {
+        double least = publish_us(d, topic, PROBE);
+        for (int i = 1; i < PROBES; i++) {
+                double us = publish_us(d, topic, PROBE);
+                least = us < least ? us : least;
+        }
+        return least;
+}
+
 static double whole_way_us(const struct daemon *d, const char *topic, int topics, bool results) {
-        return whole_way_seconds(d, topic, topics, results, PROBE) / PROBE * 1e6;
+        double least = 0;
+        for (int i = 0; i < PROBES; i++) {
+                double us = whole_way_seconds(d, topic, topics, results, PROBE) / PROBE * 1e6;
+                least = i == 0 || us < least ? us : least;
+        }
+        return least;
 }
 
 /* "10^6" is a tenth of it in a quick run; the name stays. */
@@ -49,10 +66,10 @@ void case_held(void) {
         struct daemon d;
         daemon_start(&d, MEMORY_BUS);
         publish_us(&d, "held", 1000);
-        figure("held_1000_publish", publish_us(&d, "held", PROBE));
+        figure("held_1000_publish", least_publish_us(&d, "held"));
         figure("held_1000_whole_way", whole_way_us(&d, "other", 1, false));
         publish_us(&d, "held", largest() - 1000 - PROBE);
-        figure("held_1000000_publish", publish_us(&d, "held", PROBE));
+        figure("held_1000000_publish", least_publish_us(&d, "held"));
         figure("held_1000000_whole_way", whole_way_us(&d, "other", 1, false));
         figure("held_1000000_memory", daemon_rss_mib(&d));
         daemon_end(&d);

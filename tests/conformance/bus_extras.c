@@ -150,18 +150,6 @@ static void time_to_live(void) {
 /* -- once -------------------------------------------------------------------------------------------------------------------------------
  */
 
-static long racers_first, racers_second, racers_answers;
-static char racers_id[OMNI_ID_SIZE];
-static void raced(omni_client *c, int status, const char *id, const char *error, void *user) {
-        MUST(status >= 0, "publish: %s", error);
-        racers_answers++;
-        racers_first += status == 0;
-        racers_second += status == 1;
-        if (!*racers_id)
-                snprintf(racers_id, sizeof(racers_id), "%s", id);
-        MUST(strcmp(racers_id, id) == 0, "two racers are told %s and %s", racers_id, id);
-}
-
 static void idempotency(void) {
         enum { RACERS = 32 };
         rig_up(NULL);
@@ -192,12 +180,7 @@ static void idempotency(void) {
         MUST_BE(w->n, 1);
 
         /* Many at once. */
-        task.topic = t;
-        task.idempotency_key = "raced for";
-        for (int i = 0; i < RACERS; i++)
-                MUST_BE(omni_publish_async(client_new(), &task, raced, NULL), 0);
-        MUST(UNTIL(racers_answers == RACERS, 20000), "%ld of %d racers are answered", racers_answers, RACERS);
-        MUST(racers_first == 1 && racers_second == RACERS - 1, "%ld of %d racers won", racers_first, RACERS);
+        publish_race(t, "raced for", RACERS);
         MUST(UNTIL(w->acked == 2, 10000), "the winner's task is not delivered");
         serve_for(200);
         MUST_BE(w->n, 2);

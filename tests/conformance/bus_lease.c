@@ -133,7 +133,7 @@ static void publish_large(const char *t, int n, size_t size) {
 static void credit(void) {
         enum { HELD = 5, SIZE = 10000, ROOM = 16 << 20 };
         int n = SCALE(20000, 4000);
-        rig_up(NULL);
+        rig_up((const char *const[]){ RIG_MEASURED, NULL });
         const char *t = topic("t");
         omni_agent_options o = agent_options(t, "a");
         o.prefetch = HELD;

@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SENTENCE = 88 };
-
 static const char *const names[] = { "not run", "ok", "FAILED", "n/a" };
 
 static void indented(const char *text, const char *before) {
@@ -40,14 +38,17 @@ void report_one(const struct outcome *o, unsigned *printed, bool tap) {
 
 /* One line a case, one column a backend of its family. */
 static void family(const struct report *r, char letter, const char *const *backends, const char *before) {
-        static const char *const whole[] = { "", NULL };
-        const char *const *columns = letter == CONF_WHOLE ? whole : backends;
-        bool any = false;
-        for (size_t i = 0; i < r->n; i++)
-                any |= r->all[i].c->id[0] == letter;
-        if (!any)
+        size_t width = 0, first = r->n;
+        for (size_t i = 0; i < r->n; i++) {
+                if (r->all[i].c->id[0] != letter)
+                        continue;
+                first = i < first ? i : first;
+                width = strlen(r->all[i].c->sentence) > width ? strlen(r->all[i].c->sentence) : width;
+        }
+        if (first == r->n)
                 return;
-        printf("%s\n%s%-4s %-*s", before, before, "", SENTENCE, "");
+        const char *const whole[] = { r->all[first].backend, NULL }, *const *columns = letter == CONF_WHOLE ? whole : backends;
+        printf("%s\n%s%-4s %-*s", before, before, "", (int) width, "");
         for (size_t k = 0; columns[k]; k++)
                 printf(" %-12.*s", (int) strcspn(columns[k], "/"), columns[k]);
         printf("\n");
@@ -58,7 +59,7 @@ static void family(const struct report *r, char letter, const char *const *backe
                         continue;
                 }
                 const char *reason = NULL;
-                printf("%s%-4s %-*.*s", before, c->id, SENTENCE, SENTENCE, c->sentence);
+                printf("%s%-4s %-*s", before, c->id, (int) width, c->sentence);
                 for (; i < r->n && r->all[i].c == c; i++) {
                         char cell[32];
                         const struct outcome *o = &r->all[i];

@@ -65,9 +65,9 @@ const char *topic(const char *name) { return rig_text("%s.%s", conf_run.tag, nam
 /* -- the daemon --------------------------------------------------------------------------------------------------------------- */
 
 static void learn_capabilities(void) {
-        json_t *bus;
+        json_t *buses = at(rpc(rig_client, "backends", NULL), "buses"), *bus;
         size_t i;
-        json_array_foreach(at(rpc(rig_client, "backends", NULL), "buses"), i, bus) {
+        json_array_foreach(buses, i, bus) {
                 if (json_is_true(at(bus, "in_use")))
                         capabilities = at(bus, "capabilities");
         }

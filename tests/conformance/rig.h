@@ -25,6 +25,8 @@ void rig_bus_parameter(const char *parameter);
 /* Frees every client, stops the daemon; its exit status must be 0. Done after each case. */
 void rig_down(void);
 bool rig_has(const char *capability);
+/* For cases that measure the daemon's memory: what a sanitizer keeps of what was freed is not the daemon's. */
+#define RIG_MEASURED "ASAN_OPTIONS=quarantine_size_mb=1:thread_local_quarantine_size_kb=64"
 size_t rig_anonymous_bytes(void); /* of the daemon: what it has allocated, files not counted */
 /* The case's URL for a further daemon. */
 char *rig_url(const char *url);
@@ -84,6 +86,9 @@ const char *topic(const char *name);                                            
 char *publish(const char *topic, const char *content_format, ...) __attribute__((format(printf, 2, 3))); /* its id */
 char *publish_with(omni_publish_options task);
 void publish_numbers(const char *topic, int from, int n); /* contents FROM, FROM+1 … in one go */
+
+/* So many clients publish with one idempotency key at once: one wins, all are told the same id. */
+void publish_race(const char *topic, const char *key, int racers);
 
 /* -- workers ----------------------------------------------------------------------------------------------------------------- */
 

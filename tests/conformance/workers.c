@@ -3,6 +3,7 @@
 #include "rig.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -138,4 +139,33 @@ void act_fail(struct worker *w, omni_task *task, const struct seen *seen) {
 void act_fail_for_good(struct worker *w, omni_task *task, const struct seen *seen) {
         int r = omni_task_fail(task, "on purpose", "Planned", -1, OMNI_FAIL_NO_RETRY);
         MUST(r == 0 || r == -ESTALE, "fail: %s", omni_strerror(w->client));
+}
+
+/* -- racing ---------------------------------------------------------------------------------------------------------------------- */
+
+static struct race {
+        long first, second, answers;
+        char id[OMNI_ID_SIZE];
+} race;
+
+static void raced(omni_client *c, int status, const char *id, const char *error, void *user) {
+        MUST(status >= 0, "publish: %s", error);
+        race.answers++;
+        race.first += status == 0;
+        race.second += status == 1;
+        if (!*race.id)
+                snprintf(race.id, sizeof(race.id), "%s", id);
+        MUST(strcmp(race.id, id) == 0, "two racers are told %s and %s", race.id, id);
+}
+
+void publish_race(const char *topic, const char *key, int racers) {
+        omni_publish_options task = OMNI_PUBLISH_OPTIONS_INIT;
+        task.topic = topic;
+        task.content = "1";
+        task.idempotency_key = key;
+        race = (struct race){ 0 };
+        for (int i = 0; i < racers; i++)
+                MUST_BE(omni_publish_async(client_new(), &task, raced, NULL), 0);
+        MUST(UNTIL(race.answers == racers, 20000), "%ld of %d racers are answered", race.answers, racers);
+        MUST(race.first == 1 && race.second == racers - 1, "%ld of %d racers won", race.first, racers);
 }

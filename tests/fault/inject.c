@@ -7,7 +7,7 @@
  * descriptors of the kind `scope`; those from number `nth` on, `times` of them, fail with `error`, or, when that is 0, take part of what
  * they were given only. With `every`, each such one does. A call that fails has no effect at all.
  *
- * Works by the names of the C library that the daemon, LMDB, libevent and jansson call; what the C library does inside itself (stdio,
+ * Works by the names of the C library that the daemon, LMDB and libevent call; what the C library does inside itself (stdio,
  * getaddrinfo) is not seen, except its allocations. Any thread; nothing here allocates.
  */
 #include <dlfcn.h>

@@ -27,6 +27,8 @@ class FaultyDaemon(Daemon):
         with open(name, "r+b") as f:
             self.control = mmap.mmap(f.fileno(), 0)
         self.faulty = {"LD_PRELOAD": " ".join(filter(None, (os.environ.get("LD_PRELOAD"), LIBRARY))), "OM_INJECT": name}
+        # A sanitizer's own library wants to be the first one; this one only stands before the C library.
+        self.faulty["ASAN_OPTIONS"] = ":".join(filter(None, (os.environ.get("ASAN_OPTIONS"), "verify_asan_link_order=0")))
         if start:
             self.start()
 

@@ -50,6 +50,16 @@ def connect(daemon, within=CALL_S):
     return None
 
 
+def known_result(client, books):
+    """What is there may be out of reach; it is never said not to be there."""
+    for i in list(books.acked)[:1]:
+        try:
+            client.call("task.get", id=i)
+        except OmniError as e:
+            assert e.kind != "not_found", f"the result of {i} is denied"
+            raise
+
+
 def play(daemon, books, errors):
     """Publish, deliver, ack with a result, fail, set a key, read it all. A closed connection is opened again and the rest goes on."""
     held = []
@@ -61,7 +71,7 @@ def play(daemon, books, errors):
         lambda c: books.ack(c, held[:2]),
         lambda c: c.fail(held[2], "on purpose") if len(held) > 2 else None,
         lambda c: books.set(c, "key", len(books.attempted)),
-        lambda c: c.call("task.get", id=next(iter(books.acked), "none")),
+        lambda c: known_result(c, books),
         lambda c: books.publish(c, 1),
         lambda c: books.ack(c, books.take(c, 0.03)),
         lambda c: c.call("task.list", limit=10),

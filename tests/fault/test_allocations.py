@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Memory runs out: each allocation in turn fails, those of jansson, libevent, LMDB and the C library included.
+"""Memory runs out: each allocation in turn fails, those of libevent, LMDB and the C library included.
 
 The daemon answers with a typed error, closes that connection, or ends with a word about it; it does not crash, and does not hang; and nothing that it
 acknowledged is lost. Long: each allocation from the start to the end of a round; short: a sample of them, at random.

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #ifndef OM_FUZZ_FOLDER_H
 #define OM_FUZZ_FOLDER_H
-/* A folder of this process's own, in memory where the machine has that, removed with all that is in it when the process ends. */
+/* A folder of this process's own, in memory where the machine has that, removed with all that is in it when the process ends. One that
+ * crashes leaves it: tests/fuzz/run says in $FUZZ_FOLDER where to make it, and cleans up there. */
 #include <fcntl.h>
 #include <ftw.h>
 #include <string.h>
@@ -9,7 +10,7 @@
 
 #include "fuzz.h"
 
-static char fuzz_folder[32];
+static char fuzz_folder[80];
 
 static int fuzz_remove_one(const char *path, const struct stat *st, int flag, struct FTW *ftw) {
         return ftw->level == 0 ? 0 : remove(path);
@@ -25,7 +26,11 @@ static void fuzz_folder_end(void) {
 /* Makes it, the first time; its absolute path. */
 static inline const char *fuzz_folder_make(void) {
         if (!fuzz_folder[0]) {
-                strcpy(fuzz_folder, access("/dev/shm", W_OK) == 0 ? "/dev/shm/omni-fuzz-XXXXXX" : "/tmp/omni-fuzz-XXXXXX");
+                const char *in = getenv("FUZZ_FOLDER");
+
+                if (!in || strlen(in) > 40)
+                        in = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+                snprintf(fuzz_folder, sizeof fuzz_folder, "%s/omni-fuzz-XXXXXX", in);
                 MUST(mkdtemp(fuzz_folder));
                 atexit(fuzz_folder_end);
         }

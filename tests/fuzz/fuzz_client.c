@@ -26,6 +26,7 @@
 #include "../../proto/frame.h"
 #include "../../proto/rpc.h"
 #include "fuzz.h"
+#include "memory.h"
 #include "pieces.h"
 
 enum { HELD_MAX = 64, AGENTS_MAX = 8, IDS_MAX = 256, WAITS_MAX = 20000 };
@@ -109,14 +110,7 @@ static void daemon_hear(void) {
 static bool is_daemons(uint8_t letter) { return 'a' <= letter && letter <= 'z'; }
 static uint8_t next_letter(void) { return script.end - script.p < 2 ? 0 : script.p[1]; }
 
-static void daemon_step(void) {
-        struct om_span text;
-        uint8_t letter = next_letter();
-
-        daemon_hear();
-        if (!is_daemons(letter))
-                return;
-        pieces_next(&script, &text);
+static void daemon_say(uint8_t letter, struct om_span text) {
         if (letter == 'm')
                 daemon_answer("result", OM_SPAN("{\"protocol\":1,\"limits\":{\"frame_bytes\":1048576,\"batch\":1000,\"prefetch\":100}}"));
         else if (letter == 'f')
@@ -131,6 +125,19 @@ static void daemon_step(void) {
                 daemon_close();
         else if (letter == 'n')
                 refuse = true;
+}
+
+static void daemon_step(void) {
+        struct om_span text = OM_SPAN_NONE;
+        uint8_t letter = next_letter();
+        unsigned left = fuzz_fail_allocation(0); /* the daemon has memory */
+
+        daemon_hear();
+        if (is_daemons(letter)) {
+                pieces_next(&script, &text);
+                daemon_say(letter, text);
+        }
+        fuzz_fail_allocation(left);
 }
 
 /* -- the system, as the client sees it -------------------------------------------------------------------------------------- */
@@ -287,22 +294,27 @@ static const char *first_line(struct om_arena *a, struct om_span text, const cha
         return om_arena_copy(a, (struct om_span){ text.p, n }).p;
 }
 
-static void publish(uint8_t letter, struct om_arena *a, struct om_span text) {
+static void publish(uint8_t letter, struct om_span text, const char *line, const char *rest) {
         omni_publish_options o = OMNI_PUBLISH_OPTIONS_INIT, many[3];
         omni_publish_result results[3];
-        const char *rest, *line = first_line(a, text, &rest);
+        char id[OMNI_ID_SIZE];
 
         o.topic = rest ? line : "t";
         o.content = rest ? rest : line;
         if (text.len % 2)
                 o.key = o.idempotency_key = o.source = o.topic;
+        if (text.len % 3 == 0) {
+                o.id = o.reply_to = o.topic;
+                o.webhook = o.headers = line;
+                o.ttl_ms = o.delay_ms = (int64_t) text.len;
+        }
         if (letter == 'P') {
                 if (omni_publish_async(client, &o, on_published, NULL) == 0)
                         callbacks_due++;
                 return;
         }
         if (letter == 'Q') {
-                omni_publish(client, &o, NULL);
+                omni_publish(client, &o, id);
                 return;
         }
         for (int i = 0; i < 3; i++)
@@ -339,10 +351,9 @@ static void settle(uint8_t letter, struct om_span text) {
         }
 }
 
-static void add_agent(struct om_arena *a, struct om_span text) {
+static void add_agent(struct om_span text, const char *line, const char *rest) {
         omni_agent_options o = OMNI_AGENT_OPTIONS_INIT;
         omni_agent *agent;
-        const char *rest, *line = first_line(a, text, &rest);
 
         if (n_agents == AGENTS_MAX)
                 return;
@@ -350,21 +361,34 @@ static void add_agent(struct om_arena *a, struct om_span text) {
         o.name = "greeter";
         o.config = rest;
         o.reclaim_idle_ms = (int64_t) (text.len % 4) * 3000;
-        if (omni_agent_register(client, &o, handle, NULL, &agent) == 0)
-                agents[n_agents++] = agent;
-        else
+        o.manual_extend = text.len % 8 == 7;
+        if (text.len % 7 == 3) {
+                o.prefetch = 3;
+                o.dlq_retry_limit = 1;
+                o.retry_backoff_ms = o.retry_backoff_max_ms = 10;
+                o.start = *line == 'n' ? "new" : line;
+                o.description = o.tools = o.worker = rest;
+        }
+        if (omni_agent_register(client, &o, handle, NULL, &agent) < 0) {
                 MUST(*omni_strerror(client));
+                return;
+        }
+        agents[n_agents++] = agent;
+        MUST(strcmp(omni_agent_name(agent), o.name) == 0 && strcmp(omni_agent_topic(agent), o.topic) == 0);
 }
 
 /* One step of the program. */
 static void act(uint8_t letter, struct om_span text) {
         struct om_arena arena = { 0 };
+        unsigned left = fuzz_fail_allocation(0);
         const char *rest, *line = first_line(&arena, text, &rest);
         char *result = NULL;
 
+        fuzz_fail_allocation(left);
+
         switch (letter) {
         case 'A':
-                add_agent(&arena, text);
+                add_agent(text, line, rest);
                 break;
         case 'U':
                 if (n_agents)
@@ -373,7 +397,7 @@ static void act(uint8_t letter, struct om_span text) {
         case 'P':
         case 'Q':
         case 'M':
-                publish(letter, &arena, text);
+                publish(letter, text, line, rest);
                 break;
         case 'K':
         case 'O':
@@ -413,7 +437,12 @@ static void act(uint8_t letter, struct om_span text) {
         case 'Y':
                 omni_connect(client, 100);
                 break;
+        case 'Z': /* the memory is nearly full */
+                fuzz_fail_allocation(text.len ? (unsigned) (text.p[0] & 63) + 1 : 1);
+                break;
         default:
+                for (unsigned i = 0; i < n_agents; i++)
+                        MUST(omni_agent_active(agents[i]) || *omni_strerror(client));
                 omni_wakeup(client);
         }
         free(result);
@@ -466,6 +495,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                 if (script.p == before)
                         pieces_next(&script, &text);
         }
+        fuzz_fail_allocation(0);
         omni_run_once(client, 1000);
         omni_free(client);
         MUST(callbacks_due == 0);

@@ -9,8 +9,8 @@
  *
  * The input is pieces (pieces.h). The first byte of a piece names the file: a r m c k for agents, results, metrics, config, keys; the
  * letter its part: `b` NAME.json, `j` a journal and `o` an old journal made of records (the piece's lines, each framed with its checksum),
- * `x` and `y` the same as raw bytes, `t` NAME.json.tmp, `p` puts the piece's bytes as a value, `d` deletes that key. Without pieces all of
- * it is config.json.
+ * `x` and `y` the same as raw bytes, `t` NAME.json.tmp, `p` puts the piece's bytes as a value, `d` deletes that key. A piece `z` has one
+ * allocation of the first opening fail: then it must work the next time. Without pieces all of it is config.json.
  */
 #include <errno.h>
 #include <jansson.h>
@@ -19,6 +19,7 @@
 #include "../../backends/registry.h"
 #include "../../proto/rpc.h"
 #include "folder.h"
+#include "memory.h"
 #include "pieces.h"
 
 enum { KINDS = 5 };
@@ -109,26 +110,33 @@ static int finish(int started) {
 }
 #define OP .op = { .done = (done_status = 1, on_done) }
 
-static bool open_store(void) {
+static bool open_store(unsigned fail_at) {
         struct om_error e = OM_ERROR_INIT;
         struct om_url *url;
-        char text[100];
+        char text[128];
+        int r;
 
         snprintf(text, sizeof text, "json:%s?durability=memory", fuzz_folder);
         MUST(om_url_parse(text, &url, &e) == 0 && om_registry_store(url, "STORAGE_URL", &ops, &e) == 0);
         state = OM_STORE_CONNECTING;
         state_error = (struct om_error) OM_ERROR_INIT;
-        MUST(ops->open(&host, url, &events, NULL, &store, &e) == 0);
+        store = NULL;
+        fuzz_fail_allocation(fail_at);
+        r = ops->open(&host, url, &events, NULL, &store, &e);
+        if (r == 0)
+                run();
         om_url_free(url);
-        run();
-        MUST(state != OM_STORE_CONNECTING);
-        return state == OM_STORE_READY;
+        fuzz_fail_allocation(0);
+        MUST(fail_at || (r == 0 && state != OM_STORE_CONNECTING));
+        return r == 0 && state == OM_STORE_READY;
 }
 
 static void close_store(void) {
         struct om_op op = { .done = (done_status = 1, on_done) };
         struct om_error e = OM_ERROR_INIT;
 
+        if (!store)
+                return;
         MUST(finish(ops->close(store, &op, &e)) == 0);
         run();
         ops->destroy(store);
@@ -202,7 +210,7 @@ static struct sum list_all(enum om_store_kind kind) {
 /* -- the files ------------------------------------------------------------------------------------------------------------------ */
 
 static const char *path_of(unsigned kind, const char *suffix) {
-        static char path[100];
+        static char path[128];
 
         snprintf(path, sizeof path, "%s/%s%s", fuzz_folder, names[kind], suffix);
         return path;
@@ -229,9 +237,13 @@ static int kind_of(char c) {
         return found ? (int) (found - kinds) : -1;
 }
 
+static unsigned fail_at;
+
 static void write_piece(uint8_t letter, struct om_span text) {
         int kind = text.len ? kind_of(text.p[0]) : -1;
 
+        if (letter == 'z' && text.len)
+                fail_at = (unsigned) (text.p[0] & 63) + 1;
         if (kind < 0)
                 return;
         text.p++;
@@ -317,7 +329,11 @@ static void count_again(const struct sum *sums, enum om_store_kind kind) {
 static void open_and_look(const uint8_t *data, size_t size) {
         struct sum before[KINDS], after;
 
-        if (!open_store()) {
+        if (!open_store(fail_at) && fail_at) {
+                close_store();
+                open_store(0);
+        }
+        if (state != OM_STORE_READY) {
                 MUST(strstr(state_error.message, fuzz_folder)); /* it names the file */
                 close_store();
                 return;
@@ -330,7 +346,10 @@ static void open_and_look(const uint8_t *data, size_t size) {
         for (unsigned i = 0; i < KINDS; i++)
                 before[i] = list_all((enum om_store_kind) i);
         close_store();
-        MUST(open_store());
+        if (!open_store(0)) {
+                fprintf(stderr, "%s\n", state_error.message);
+                MUST(!"what was closed does not open again");
+        }
         for (unsigned i = 0; i < KINDS; i++) {
                 after = list_all((enum om_store_kind) i);
                 if (after.hash != before[i].hash)
@@ -346,6 +365,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
         fuzz_folder_make();
         fuzz_folder_empty();
+        fail_at = 0;
         if (pieces.p == pieces.end)
                 fuzz_write_file(path_of(OM_STORE_CONFIG, ".json"), data, size);
         for (uint8_t letter; (letter = pieces_next(&pieces, &text));)

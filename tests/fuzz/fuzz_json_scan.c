@@ -22,6 +22,25 @@
 
 static void compare(struct om_json *j, const json_t *tree);
 
+/* A number that we write reads back as the same one. */
+static void write_again(double d) {
+        struct om_buf b = OM_BUF_INIT;
+        struct om_json j;
+        struct om_json_value v;
+        double back;
+
+        om_buf_json_double(&b, d);
+        om_json_init(&j, om_buf_span(&b), 1);
+        MUST(om_buf_ok(&b) && om_json_value(&j, &v) == 0 && om_json_finish(&j) == 0);
+        MUST(om_json_double(v, &back) == 0 && back == d);
+        om_buf_clear(&b);
+        if (d > -9e15 && d < 9e15) {
+                om_buf_json_time(&b, (int64_t) d);
+                MUST(om_json_check(om_buf_span(&b), 1, NULL) == 0);
+        }
+        om_buf_deinit(&b);
+}
+
 static void compare_scalar(struct om_json_value v, const json_t *tree) {
         struct om_arena arena = { 0 };
         int64_t i;
@@ -38,6 +57,7 @@ static void compare_scalar(struct om_json_value v, const json_t *tree) {
                 break;
         case JSON_REAL:
                 MUST(v.type == OM_JSON_NUMBER && om_json_double(v, &d) == 0 && d == json_real_value(tree));
+                write_again(d);
                 break;
         case JSON_TRUE:
                 MUST(v.type == OM_JSON_TRUE);

@@ -25,6 +25,11 @@ static void task(struct om_span object) {
         MUST(om_task_parse(om_buf_span(&record), "record", &again, &e) == 0);
         MUST(om_span_eq(t.content, again.content) && om_span_eq(t.topic, again.topic) && om_span_eq(t.id, again.id) &&
                 om_span_eq(t.key, again.key));
+        if (t.key.p) { /* any two names will do */
+                MUST(om_topic_is_pattern(t.key) || om_topic_matches(t.key, t.topic) == om_span_eq(t.key, t.topic));
+                MUST(om_topic_matches(OM_SPAN("#"), t.key));
+                om_topic_matches(t.key, t.topic);
+        }
         MUST(om_span_eq(t.headers, again.headers) && om_span_eq(t.webhook, again.webhook) && om_span_eq(t.reply_to, again.reply_to));
         MUST(t.priority == again.priority && t.ttl_ms == again.ttl_ms && t.delay_ms == again.delay_ms &&
                 t.delivery_attempts == again.delivery_attempts);

@@ -8,8 +8,8 @@
  *
  * The input is pieces (pieces.h): `f` a frame of the first client, `g` of the second; `r` raw bytes, `b` raw bytes one at a time (both end
  * the counting of answers: what they are is not known); `t` turns until all is answered; `h` the first client closes its side, `c` it goes
- * and comes again. In frames $S is the newest subscription, $D the newest delivery, $T the newest task id. An input that begins with
- * another byte is one frame.
+ * and comes again; `z` has an allocation of the loop's thread fail, which ends the counting too. In frames $S is the newest subscription,
+ * $D the newest delivery, $T the newest task id. An input that begins with another byte is one frame.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -23,6 +23,7 @@
 #include "../../proto/frame.h"
 #include "../../proto/task.h"
 #include "folder.h"
+#include "memory.h"
 #include "pieces.h"
 
 enum { CLIENTS = 2, WANTED_MAX = 512, INPUTS_A_CORE = 500, PATIENCE_TICKS = 500, TICK_MS = 20, FRAME_MAX = 1 << 20 };
@@ -48,6 +49,8 @@ static struct client {
         struct om_buf heard;
 } clients[CLIENTS];
 
+static bool starved; /* an allocation may fail in this input, and a request with it */
+
 static char subscription[24], delivery[24], task_id[OM_NAME_MAX + 1];
 
 /* -- the core --------------------------------------------------------------------------------------------------------------- */
@@ -63,7 +66,7 @@ static void run_until_flag(void) {
 
 static void on_tick(evutil_socket_t fd, short what, void *arg) { ticks++; }
 
-static char bus_url[100], store_url[100];
+static char bus_url[128], store_url[128];
 static struct om_settings settings = { .event_bus_url = bus_url,
         .storage_url = store_url,
         .max_connections = 100,
@@ -174,7 +177,7 @@ static void connect_client(struct client *c) {
         MUST(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds) == 0);
         MUST(om_session_new(core, fds[0], NULL) == 0);
         c->fd = fds[1];
-        c->counting = true;
+        c->counting = !starved;
         c->shut = false;
         c->n_wanted = 0;
         om_buf_clear(&c->heard);
@@ -187,8 +190,12 @@ static void close_client(struct client *c) {
         c->n_wanted = 0;
 }
 
+static unsigned fail_at; /* only what the daemon does runs out of memory */
+
 static void turn(bool block) {
+        fuzz_fail_allocation(fail_at);
         om_loop_run_once(loop, block);
+        fail_at = fuzz_fail_allocation(0);
         for (int i = 0; i < CLIENTS; i++)
                 hear(&clients[i]);
 }
@@ -298,6 +305,12 @@ static void act(uint8_t letter, struct om_span text) {
                 turn(false);
                 connect_client(c);
                 return;
+        case 'z':
+                starved = true;
+                for (int i = 0; i < CLIENTS; i++)
+                        clients[i].counting = false;
+                fail_at = text.len ? (unsigned) (text.p[0] & 63) + 1 : 1;
+                return;
         default:
                 settle_down();
         }
@@ -310,6 +323,7 @@ static void start_input(void) {
                 if (inputs == 1)
                         atexit(core_end); /* before the folder's, which was made first */
         }
+        starved = false;
         strcpy(subscription, "1");
         strcpy(delivery, "1");
         strcpy(task_id, "11111111-2222-4333-8444-555555555555");
@@ -318,6 +332,9 @@ static void start_input(void) {
 }
 
 static void end_input(void) {
+        for (int i = 0; fail_at && i < 5; i++)
+                turn(false);
+        fail_at = 0;
         settle_down();
         for (int i = 0; i < CLIENTS; i++)
                 close_client(&clients[i]);

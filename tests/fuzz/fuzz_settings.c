@@ -4,11 +4,13 @@
  * is known, what is refused is told; printing and reloading follow. Nothing is opened but the files that the input makes.
  *
  * The input is pieces (pieces.h): `-` a flag, `e` a variable of the environment, `f` the file of --config, `.` the file .env of the folder,
- * `u` a file "url" for EVENT_BUS_URL_FILE and the like, `n` the file as it is at a reload. Without pieces all of it is the file.
+ * `u` a file "url" for EVENT_BUS_URL_FILE and the like, `n` the file as it is at a reload, `z` has an allocation of the reading fail.
+ * Without pieces all of it is the file.
  */
 
 #include "../../daemon/settings.h"
 #include "folder.h"
+#include "memory.h"
 #include "pieces.h"
 
 enum { MAX = 40 };
@@ -55,11 +57,15 @@ static void reload(struct om_settings *s) {
         free(restart);
 }
 
-static void read_all(int argc, char **argv, char **env, struct om_span later) {
+static void read_all(int argc, char **argv, char **env, struct om_span later, unsigned fail_at) {
         struct om_settings *s = NULL;
         struct om_error e = OM_ERROR_INIT;
         struct om_flags flags = { 0 };
-        int r = om_settings_read(argc, argv, env, &flags, &s, &e);
+        int r;
+
+        fuzz_fail_allocation(fail_at);
+        r = om_settings_read(argc, argv, env, &flags, &s, &e);
+        fuzz_fail_allocation(0);
 
         if (r < 0) {
                 MUST(!s && e.message[0] && !strchr(e.message, '\n'));
@@ -95,6 +101,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         struct om_span text, later = OM_SPAN_NONE;
         bool file = false;
         uint8_t letter;
+        unsigned fail_at = 0;
 
         arrive();
         if (pieces.p == pieces.end) {
@@ -114,13 +121,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                         fuzz_write_file("url", text.p, text.len);
                 else if (letter == 'n')
                         later = text;
+                else if (letter == 'z' && text.len)
+                        fail_at = (unsigned) (text.p[0] & 63) + 1;
         }
         argv[argc] = env[n_env] = NULL;
         if (!file) { /* then there is no --config */
                 memmove(argv + 1, argv + 2, (size_t) (argc - 1) * sizeof *argv);
                 argc--;
         }
-        read_all(argc, argv, env, later);
+        read_all(argc, argv, env, later, fail_at);
         om_arena_deinit(&arena);
         MUST(fchdir(home) == 0);
         return 0;

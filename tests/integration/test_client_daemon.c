@@ -4,6 +4,7 @@
  */
 #include "../../client/c/omniclient.h"
 #include "../lib/daemon_proc.h"
+#include "../lib/suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -544,9 +545,5 @@ int main(void) {
                 tcase_set_timeout(all[i], 60);
                 suite_add_tcase(suite, all[i]);
         }
-        SRunner *runner = srunner_create(suite);
-        srunner_run_all(runner, CK_ENV);
-        int failed = srunner_ntests_failed(runner);
-        srunner_free(runner);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(suite);
 }

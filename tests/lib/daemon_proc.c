@@ -10,8 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <fcntl.h>
+#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -118,16 +120,20 @@ static long since_ms(const struct timespec *start) {
         return (now.tv_sec - start->tv_sec) * 1000 + (now.tv_nsec - start->tv_nsec) / 1000000;
 }
 
-void om_test_daemon_up(struct om_test_daemon *d) {
-        struct timespec start;
+static void begin(struct om_test_daemon *d) {
         pid_t parent = getpid();
-        clock_gettime(CLOCK_MONOTONIC, &start);
         bool main_thread = gettid() == parent;
         d->pid = fork();
         if (d->pid < 0)
                 die(d, "fork failed", errno);
         if (d->pid == 0)
                 become_daemon(d, parent, main_thread);
+}
+
+void om_test_daemon_up(struct om_test_daemon *d) {
+        struct timespec start;
+        clock_gettime(CLOCK_MONOTONIC, &start);
+        begin(d);
         while (!accepts(d)) {
                 int status;
                 if (waitpid(d->pid, &status, WNOHANG) == d->pid)
@@ -138,7 +144,7 @@ void om_test_daemon_up(struct om_test_daemon *d) {
         }
 }
 
-struct om_test_daemon *om_test_daemon_start(const char *dir, const char *const *args, const char *const *env) {
+static struct om_test_daemon *make(const char *dir, const char *const *args, const char *const *env) {
         struct om_test_daemon *d = must(calloc(1, sizeof(*d)));
         char made[] = "/tmp/omni-test-XXXXXX";
         d->own_dir = !dir;
@@ -157,8 +163,46 @@ struct om_test_daemon *om_test_daemon_start(const char *dir, const char *const *
         d->env = copy_list(env, NULL, 0);
         free(name);
         free(path);
+        return d;
+}
+
+struct om_test_daemon *om_test_daemon_start(const char *dir, const char *const *args, const char *const *env) {
+        struct om_test_daemon *d = make(dir, args, env);
         om_test_daemon_up(d);
         return d;
+}
+
+static void unmake(struct om_test_daemon *d) {
+        free_list(d->args);
+        free_list(d->env);
+        free(d->dir);
+        free(d->socket);
+        free(d->log);
+        free(d);
+}
+
+int om_test_daemon_refuses(const char *dir, const char *const *args, const char *const *env, char **ret_output) {
+        struct om_test_daemon *d = make(dir, args, env);
+        int status, log = open(d->log, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+        if (log < 0)
+                die(d, "cannot make its log", errno);
+        begin(d);
+        int child = pidfd_open(d->pid, 0);
+        struct pollfd ended = { .fd = child, .events = POLLIN };
+        if (child < 0 || poll(&ended, 1, READY_MS) <= 0) {
+                kill(d->pid, SIGKILL);
+                die(d, "the daemon goes on although it was to end; milliseconds waited", READY_MS);
+        }
+        if (waitpid(d->pid, &status, 0) != d->pid)
+                die(d, "waitpid failed", errno);
+        struct stat size;
+        *ret_output = must(calloc(1, fstat(log, &size) == 0 ? (size_t) size.st_size + 1 : 1));
+        if (read(log, *ret_output, (size_t) size.st_size) != size.st_size)
+                die(d, "cannot read its log", errno);
+        close(child);
+        close(log);
+        unmake(d);
+        return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
 const char *om_test_daemon_dir(const struct om_test_daemon *d) { return d->dir; }
@@ -210,10 +254,5 @@ void om_test_daemon_stop(struct om_test_daemon *d) {
         om_test_daemon_down(d);
         if (d->own_dir)
                 nftw(d->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-        free_list(d->args);
-        free_list(d->env);
-        free(d->dir);
-        free(d->socket);
-        free(d->log);
-        free(d);
+        unmake(d);
 }

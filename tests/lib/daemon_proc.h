@@ -20,6 +20,12 @@ struct om_test_daemon;
  */
 struct om_test_daemon *om_test_daemon_start(const char *dir, const char *const *args, const char *const *env);
 
+/*
+ * Starts a daemon that is to end by itself, as one with wrong settings does, and waits for that (30 s at most). Its exit status, 128 + the
+ * signal's number when one ended it; *ret_output (the caller's to free()) is what it printed. Parameters as above; `dir` must be there.
+ */
+int om_test_daemon_refuses(const char *dir, const char *const *args, const char *const *env, char **ret_output);
+
 const char *om_test_daemon_dir(const struct om_test_daemon *d);
 const char *om_test_daemon_socket(const struct om_test_daemon *d);
 pid_t om_test_daemon_pid(const struct om_test_daemon *d); /* 0 while it is down */

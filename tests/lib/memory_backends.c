@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A bus and a storage in memory, for tests of the dispatcher. Simple and slow on purpose: lists, and a post for each completion.
+ * A bus and a storage in memory, for tests of the core. Simple and slow on purpose: lists, and a post for each completion.
  *
  * What it keeps true, so that the tests may rely on it: nothing completes before its call has returned; a delivery is out until a settle
  * that names it completes with 0 or -ESTALE; effects are written to the log in the order in which they happen. Loop thread.
@@ -43,7 +43,7 @@ bool mem_before(const char *first, const char *then) {
 
 /* -- completions --------------------------------------------------------------------------------------------------- */
 
-enum what { PUBLISH, SETTLE, PUT, OTHER };
+enum what { PUBLISH, SETTLE, PUT, QUERY, OTHER };
 struct pending {
         struct om_post post; /* first */
         struct pending *next;
@@ -73,17 +73,20 @@ static void send_off(struct pending *p) {
         p->held = false;
         om_host_post(host, &p->post);
 }
+static void unhold(struct pending *p) {
+        for (struct pending **q = &held; *q; q = &(*q)->next)
+                if (*q == p) {
+                        *q = p->next;
+                        break;
+                }
+}
 static void cancel(struct om_op *op) {
         struct pending *p = op->backend;
 
         mem.cancels++;
         if (!p->held)
                 return;
-        for (struct pending **q = &held; *q; q = &(*q)->next)
-                if (*q == p) {
-                        *q = p->next;
-                        break;
-                }
+        unhold(p);
         p->status = -ECANCELED;
         send_off(p);
 }
@@ -92,7 +95,7 @@ static void start(struct om_op *op, enum what what, bool hold, int status, void 
 
         *p = (struct pending){ .post = { .fn = complete }, .op = op, .what = what, .status = status, .effect = effect };
         op->backend = p;
-        op->cancel = cancel;
+        op->cancel = mem.faults.no_cancel ? NULL : cancel;
         if (!hold) {
                 send_off(p);
                 return;
@@ -106,12 +109,20 @@ static void start(struct om_op *op, enum what what, bool hold, int status, void 
 void mem_release(void) {
         struct pending *p;
 
-        mem.faults.publish_hold = mem.faults.settle_hold = mem.faults.put_hold = false;
+        mem.faults.publish_hold = mem.faults.settle_hold = mem.faults.put_hold = mem.faults.query_hold = false;
         while ((p = held)) {
                 held = p->next;
                 send_off(p);
         }
 }
+unsigned mem_held(void) {
+        unsigned n = 0;
+
+        for (struct pending *p = held; p; p = p->next)
+                n++;
+        return n;
+}
+static void no_effect(struct om_op *op) {}
 
 /* -- the bus ------------------------------------------------------------------------------------------------------- */
 
@@ -286,7 +297,6 @@ static int bus_publish(struct om_bus *b, struct om_bus_publish *op, struct om_er
         return 0;
 }
 
-static void subscribe_effect(struct om_op *op) {}
 static int bus_subscribe(struct om_bus *b, struct om_bus_subscribe *op, struct om_error *e) {
         struct om_bus_sub *g;
 
@@ -321,7 +331,7 @@ static int bus_subscribe(struct om_bus *b, struct om_bus_subscribe *op, struct o
         g->served = true;
         g->want = 0;
         op->ret_sub = g;
-        start(&op->op, OTHER, false, 0, subscribe_effect);
+        start(&op->op, OTHER, false, 0, no_effect);
         return 0;
 }
 static void bus_unsubscribe(struct om_bus_sub *g) {
@@ -405,13 +415,47 @@ static int bus_settle(struct om_bus *b, struct om_bus_settle *op, struct om_erro
         start(&op->op, SETTLE, mem.faults.settle_hold, mem.faults.settle_fail, settle_effect);
         return 0;
 }
-static int bus_none(struct om_error *e) { return om_error_set(e, OM_UNSUPPORTED, "the mem bus cannot"); }
-static int bus_query(struct om_bus *b, struct om_bus_query *op, struct om_error *e) { return bus_none(e); }
-static int bus_change(struct om_bus *b, struct om_bus_change *op, struct om_error *e) { return bus_none(e); }
+static int away(struct om_error *e) { return om_error_set(e, OM_UNAVAILABLE, "mem: away"); }
+static int bus_query(struct om_bus *b, struct om_bus_query *op, struct om_error *e) {
+        if (mem.faults.query_refuse) {
+                mem.faults.query_refuse--;
+                return om_error_set(e, OM_LIMIT, "mem: full");
+        }
+        if (op->type == OM_QUERY_HEALTH && !mem.bus_health)
+                return away(e);
+        if (op->type == OM_QUERY_HEALTH)
+                op->info = om_arena_copy(&op->arena, om_span_of(mem.bus_health));
+        start(&op->op, QUERY, op->type == OM_QUERY_TOPICS && mem.faults.query_hold, 0, no_effect);
+        return 0;
+}
+void mem_release_topics(unsigned i, unsigned n_topics) {
+        static char name[100];
+        struct pending *p = held;
+        struct om_bus_query *op;
 
-static void close_effect(struct om_op *op) {}
+        for (; p && (p->what != QUERY || i > 0); p = p->next)
+                i -= p->what == QUERY;
+        if (!p)
+                abort();
+        op = (struct om_bus_query *) p->op;
+        memset(name, 'x', sizeof name);
+        op->topics = om_arena_alloc(&op->arena, (n_topics + 1) * sizeof *op->topics);
+        op->n = n_topics;
+        for (unsigned t = 0; t < n_topics; t++)
+                op->topics[t] = (struct om_bus_topic_row){ .topic = { name, sizeof name } };
+        unhold(p);
+        send_off(p);
+}
+static int bus_change(struct om_bus *b, struct om_bus_change *op, struct om_error *e) {
+        op->ret_n = 1;
+        start(&op->op, OTHER, false, 0, no_effect);
+        return 0;
+}
+
 static int bus_close(struct om_bus *b, struct om_op *op, struct om_error *e) {
-        start(op, OTHER, false, 0, close_effect);
+        if (held)
+                abort(); /* no operation of the core is under way */
+        start(op, OTHER, false, 0, no_effect);
         return 0;
 }
 static void bus_destroy(struct om_bus *b) {
@@ -436,7 +480,7 @@ void mem_bus_state(enum om_bus_state state) {
         struct om_error e = OM_ERROR_INIT;
 
         if (state != OM_BUS_READY)
-                om_error_set(&e, OM_UNAVAILABLE, "the mem bus is away");
+                away(&e);
         bus->events->state(bus->core, state, &e);
 }
 static int bus_open(
@@ -504,7 +548,7 @@ struct thing {
         int64_t expires_ms;
 };
 struct om_store {
-        struct thing *things;
+        struct thing *things; /* oldest first */
         const struct om_store_events *events;
         void *core;
         struct om_post ready;
@@ -513,18 +557,58 @@ static struct om_store *store;
 
 static char *text(struct om_span s) { return strndup(s.p ? s.p : "", s.len); }
 
-/* Newest first. */
+static void thing_free(struct thing *t) {
+        free(t->key);
+        free(t->name);
+        free(t->value);
+        free(t);
+}
+/* An absent key, an absent name: any. */
+static bool matches(const struct thing *t, enum om_store_kind kind, struct om_span key, struct om_span name) {
+        return t->kind == kind && (!key.p || om_span_is(key, t->key)) && (!name.p || om_span_is(name, t->name));
+}
+/* The newest. */
 static struct thing *find(enum om_store_kind kind, struct om_span key, struct om_span name) {
+        struct thing *found = NULL;
+
         for (struct thing *t = store->things; t; t = t->next)
-                if (t->kind == kind && om_span_is(key, t->key) && (!name.p || om_span_is(name, t->name)))
-                        return t;
-        return NULL;
+                if (matches(t, kind, key, name))
+                        found = t;
+        return found;
+}
+static uint64_t remove_all(enum om_store_kind kind, struct om_span key, struct om_span name) {
+        uint64_t n = 0;
+
+        for (struct thing **p = &store->things; *p;) {
+                struct thing *t = *p;
+
+                if (!matches(t, kind, key, name)) {
+                        p = &t->next;
+                        continue;
+                }
+                *p = t->next;
+                thing_free(t);
+                n++;
+        }
+        return n;
 }
 static void add(enum om_store_kind kind, struct om_span key, struct om_span name, struct om_span value) {
-        struct thing *t = calloc(1, sizeof *t);
+        struct thing *t = calloc(1, sizeof *t), **p = &store->things;
 
-        *t = (struct thing){ .next = store->things, .kind = kind, .key = text(key), .name = text(name), .value = text(value) };
-        store->things = t;
+        *t = (struct thing){ .kind = kind, .key = text(key), .name = text(name), .value = text(value) };
+        if (kind != OM_STORE_METRICS)
+                remove_all(kind, om_span_of(t->key), om_span_of(t->name));
+        while (*p)
+                p = &(*p)->next;
+        *p = t;
+}
+const char *mem_stored(enum om_store_kind kind, const char *key, const char *name) {
+        const struct thing *t = find(kind, om_span_of(key), name ? om_span_of(name) : OM_SPAN_NONE);
+
+        return t ? t->value : NULL;
+}
+void mem_store(enum om_store_kind kind, const char *key, const char *name, const char *value) {
+        add(kind, om_span_of(key), om_span_of(name), om_span_of(value));
 }
 struct put_copy {
         struct put_copy *next;
@@ -553,11 +637,9 @@ static void put_effect(struct om_op *op) {
                                 if (t->kind == OM_STORE_RESULTS)
                                         note("put %s;", t->key);
                                 add(t->kind, om_span_of(t->key), om_span_of(t->name), om_span_of(t->value));
+                                mem.entries++;
                         }
-                        free(t->key);
-                        free(t->name);
-                        free(t->value);
-                        free(t);
+                        thing_free(t);
                 }
                 *q = c->next;
                 free(c);
@@ -567,6 +649,8 @@ static void put_effect(struct om_op *op) {
 static int store_put(struct om_store *s, struct om_store_put *op, struct om_error *e) {
         int fail = op->kind == OM_STORE_RESULTS ? mem.faults.put_fail : 0;
 
+        if (mem.faults.store_away)
+                return away(e);
         if (op->kind == OM_STORE_RESULTS && mem.faults.put_refuse)
                 return om_error_set_errno(e, mem.faults.put_refuse, "mem put"), mem.faults.put_refuse;
         mem.puts += op->kind == OM_STORE_RESULTS;
@@ -591,52 +675,52 @@ static int store_put(struct om_store *s, struct om_store_put *op, struct om_erro
         start(&op->op, PUT, op->kind == OM_STORE_RESULTS && mem.faults.put_hold, fail, put_effect);
         return 0;
 }
-static void get_effect(struct om_op *op) {
-        struct om_store_get *g = (struct om_store_get *) op;
-        const struct thing *t = find(g->kind, g->key, g->name);
-
-        g->entry.value = om_arena_copy(&g->arena, om_span_of(t->value));
+static struct om_store_entry entry_of(const struct thing *t, struct om_arena *arena) {
+        return (struct om_store_entry){ .key = om_arena_copy(arena, om_span_of(t->key)),
+                .name = om_arena_copy(arena, om_span_of(t->name)),
+                .value = om_arena_copy(arena, om_span_of(t->value)) };
 }
 static int store_get(struct om_store *s, struct om_store_get *op, struct om_error *e) {
-        start(&op->op, OTHER, false, find(op->kind, op->key, op->name) ? 0 : -ENOENT, get_effect);
+        const struct thing *t = find(op->kind, op->key, op->name);
+
+        if (mem.faults.store_away)
+                return away(e);
+        if (t)
+                op->entry = entry_of(t, &op->arena);
+        start(&op->op, OTHER, false, t ? 0 : -ENOENT, no_effect);
         return 0;
 }
+/* Pages of two, so that cursors are met. Settings are asked for by the beginning of their keys. */
 static void list_effect(struct om_op *op) {
         struct om_store_list *l = (struct om_store_list *) op;
-        size_t n = 0;
+        bool config = l->kind == OM_STORE_CONFIG;
+        int from = l->cursor.p ? atoi(l->cursor.p) : 0, at = 0;
+        struct thing *t = store->things;
+        char cursor[24];
 
-        for (struct thing *t = store->things; t; t = t->next)
-                n += t->kind == l->kind;
-        l->entries = om_arena_alloc(&l->arena, (n + 1) * sizeof *l->entries);
-        for (struct thing *t = store->things; t; t = t->next)
-                if (t->kind == l->kind)
-                        l->entries[l->n++] = (struct om_store_entry){
-                                .key = om_span_of(t->key), .name = om_span_of(t->name), .value = om_span_of(t->value)
-                        };
+        l->entries = om_arena_alloc(&l->arena, 2 * sizeof *l->entries);
+        for (; t && l->n < 2; t = t->next)
+                if (at++ >= from && matches(t, l->kind, l->key, config ? OM_SPAN_NONE : l->name) &&
+                        (!config || !l->name.p || strncmp(t->key, l->name.p, l->name.len) == 0))
+                        l->entries[l->n++] = entry_of(t, &l->arena);
+        snprintf(cursor, sizeof cursor, "%d", at);
+        if (t)
+                l->next_cursor = om_arena_copy(&l->arena, om_span_of(cursor));
 }
 static int store_list(struct om_store *s, struct om_store_list *op, struct om_error *e) {
+        if (mem.faults.store_away)
+                return away(e);
         start(&op->op, OTHER, false, 0, list_effect);
         return 0;
 }
 static void delete_effect(struct om_op *op) {
         struct om_store_delete *d = (struct om_store_delete *) op;
 
-        for (struct thing **p = &store->things; *p;) {
-                struct thing *t = *p;
-
-                if (t->kind != d->kind || (d->key.p && !om_span_is(d->key, t->key))) {
-                        p = &t->next;
-                        continue;
-                }
-                *p = t->next;
-                free(t->key);
-                free(t->name);
-                free(t->value);
-                free(t);
-                d->ret_n++;
-        }
+        d->ret_n = remove_all(d->kind, d->key, d->name);
 }
 static int store_remove(struct om_store *s, struct om_store_delete *op, struct om_error *e) {
+        if (mem.faults.store_away)
+                return away(e);
         start(&op->op, OTHER, false, 0, delete_effect);
         return 0;
 }
@@ -651,25 +735,41 @@ static void put_if_absent_effect(struct om_op *op) {
                 add(OM_STORE_KEYS, p->key, OM_SPAN_NONE, p->value);
 }
 static int store_put_if_absent(struct om_store *s, struct om_store_put_if_absent *op, struct om_error *e) {
+        if (mem.faults.store_away)
+                return away(e);
         start(&op->op, OTHER, false, 0, put_if_absent_effect);
         return 0;
 }
-static int store_health(struct om_store *s, struct om_store_health *op, struct om_error *e) { return bus_none(e); }
+static int store_health(struct om_store *s, struct om_store_health *op, struct om_error *e) {
+        if (mem.faults.store_away || !mem.store_health)
+                return away(e);
+        op->info = om_arena_copy(&op->arena, om_span_of(mem.store_health));
+        start(&op->op, OTHER, false, 0, no_effect);
+        return 0;
+}
 static int store_close(struct om_store *s, struct om_op *op, struct om_error *e) {
-        start(op, OTHER, false, 0, close_effect);
+        start(op, OTHER, false, 0, no_effect);
         return 0;
 }
 static void store_destroy(struct om_store *s) {
-        struct om_store_delete all;
+        struct thing *t;
 
-        for (int kind = OM_STORE_AGENTS; kind <= OM_STORE_KEYS; kind++) {
-                all = (struct om_store_delete){ .kind = (enum om_store_kind) kind };
-                delete_effect(&all.op);
+        while ((t = s->things)) {
+                s->things = t->next;
+                thing_free(t);
         }
         free(s);
         store = NULL;
 }
-static void store_is_ready(struct om_post *post) { store->events->state(store->core, OM_STORE_READY, NULL); }
+void mem_store_state(enum om_store_state state) {
+        struct om_error e = OM_ERROR_INIT;
+
+        mem.faults.store_away = state != OM_STORE_READY;
+        if (mem.faults.store_away)
+                away(&e);
+        store->events->state(store->core, state, &e);
+}
+static void store_is_ready(struct om_post *post) { mem_store_state(OM_STORE_READY); }
 static int store_open(struct om_host *h, struct om_url *url, const struct om_store_events *events, void *core, struct om_store **ret,
         struct om_error *e) {
         host = h;
@@ -701,6 +801,7 @@ void mem_use(unsigned bus_capabilities) {
         static bool registered;
 
         memset(&mem, 0, sizeof mem);
+        mem.bus_health = mem.store_health = "{\"durability\":\"strong\"}";
         mem_bus_ops.capabilities = bus_capabilities;
         if (!registered) {
                 om_registry_add_bus(&mem_bus_ops);

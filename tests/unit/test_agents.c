@@ -5,11 +5,11 @@
  */
 #include <check.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #include "../../daemon/dispatch.h"
-#include "../lib/fake_backends.h"
+#include "../lib/fake_core.h"
+#include "../lib/suite.h"
 
 #define SETTING "_subscription_active:group:t:a"
 
@@ -46,7 +46,7 @@ static void register_agent(const char *more) {
         expect_has(ask("agent.register", params), "\"group\":\"group:t:a\"");
 }
 
-static const char *record(void) { return fake_stored(OM_STORE_AGENTS, "t", "a"); }
+static const char *record(void) { return mem_stored(OM_STORE_AGENTS, "t", "a"); }
 
 /* -- registering --------------------------------------------------------------------------------------------------- */
 
@@ -57,19 +57,19 @@ START_TEST(test_a_registration_saves_the_agents_record_with_the_config_in_force)
                 "{\"name\":\"a\",\"topic\":\"t\",\"callback_name\":\"cb\",\"description\":\"greets\",\"tools\":[ \"x\" ],\"config\":"
                 "{\"prefetch\":5,\"dlq_retry_limit\":3,\"retry_backoff_ms\":1000,\"retry_backoff_max_ms\":60000,"
                 "\"reclaim_idle_ms\":0,\"start\":\"first\",\"save_results\":true},\"created_at\":");
-        ck_assert_str_eq(fake_stored(OM_STORE_CONFIG, SETTING, ""), "true");
+        ck_assert_str_eq(mem_stored(OM_STORE_CONFIG, SETTING, ""), "true");
 }
 END_TEST
 
 START_TEST(test_a_second_registration_keeps_created_at_and_writes_nothing_when_nothing_changed) {
-        fake_store(OM_STORE_AGENTS, "t", "a", "{ \"name\": \"a\", \"created_at\": 12.5, \"agent_id\": 1 }");
+        mem_store(OM_STORE_AGENTS, "t", "a", "{ \"name\": \"a\", \"created_at\": 12.5, \"agent_id\": 1 }");
         register_agent("");
         expect_has(record(), "\"created_at\":12.5}");
-        fake.n_puts = 0;
+        mem.entries = 0;
         register_agent("");
-        ck_assert_uint_eq(fake.n_puts, 0);
+        ck_assert_uint_eq(mem.entries, 0);
         register_agent(",\"config\":{\"prefetch\":7}");
-        ck_assert_uint_eq(fake.n_puts, 1);
+        ck_assert_uint_eq(mem.entries, 1);
         expect_has(record(), "\"prefetch\":7");
         expect_has(record(), "\"created_at\":12.5}");
 }
@@ -104,21 +104,21 @@ START_TEST(test_wrong_registrations_are_refused_and_say_what_is_wrong) {
 END_TEST
 
 START_TEST(test_an_agent_is_served_while_the_storage_is_away_and_saved_when_it_is_back) {
-        fake_store_state(OM_STORE_CONNECTING);
+        mem_store_state(OM_STORE_CONNECTING);
         register_agent(",\"description\":\"d\"");
         ck_assert_ptr_null(record());
-        fake_store_state(OM_STORE_READY);
+        mem_store_state(OM_STORE_READY);
         fake_turn();
         expect_has(record(), "\"description\":\"d\"");
-        ck_assert_str_eq(fake_stored(OM_STORE_CONFIG, SETTING, ""), "true");
+        ck_assert_str_eq(mem_stored(OM_STORE_CONFIG, SETTING, ""), "true");
 }
 END_TEST
 
 START_TEST(test_a_pause_that_the_storage_knew_takes_effect_when_it_is_back) {
-        fake_store(OM_STORE_CONFIG, SETTING, "", "false");
-        fake_store_state(OM_STORE_CONNECTING);
+        mem_store(OM_STORE_CONFIG, SETTING, "", "false");
+        mem_store_state(OM_STORE_CONNECTING);
         expect_has(ask("agent.register", "{\"name\":\"a\",\"topic\":\"t\"}"), "\"paused\":false");
-        fake_store_state(OM_STORE_READY);
+        mem_store_state(OM_STORE_READY);
         fake_turn();
         expect_has(ask("agent.get", "{\"topic\":\"t\",\"name\":\"a\"}"), "\"paused\":true");
         expect_has(ask("agent.register", "{\"name\":\"a\",\"topic\":\"t\"}"), "\"paused\":true");
@@ -126,22 +126,22 @@ START_TEST(test_a_pause_that_the_storage_knew_takes_effect_when_it_is_back) {
 END_TEST
 
 START_TEST(test_what_a_storage_that_is_there_refuses_is_offered_again) {
-        fake.store_away = true; /* it fails, and does not say that it is away */
+        mem.faults.store_away = true; /* it fails, and does not say that it is away */
         register_agent("");
         ck_assert_ptr_null(record());
-        fake.store_away = false;
+        mem.faults.store_away = false;
         fake_run_ms(3300);
         ck_assert_ptr_nonnull(record());
 }
 END_TEST
 
 START_TEST(test_an_agent_that_was_deleted_meanwhile_is_not_saved_again) {
-        fake_store_state(OM_STORE_CONNECTING);
+        mem_store_state(OM_STORE_CONNECTING);
         register_agent("");
-        fake.store_away = false; /* the core does not know yet */
+        mem.faults.store_away = false; /* the core does not know yet */
         expect_has(ask("agent.delete", "{\"topic\":\"t\",\"name\":\"a\"}"), "agent.ended");
         expect_has(client_read(fd), "\"result\":{}");
-        fake_store_state(OM_STORE_READY);
+        mem_store_state(OM_STORE_READY);
         fake_turn();
         ck_assert_ptr_null(record());
 }
@@ -163,9 +163,9 @@ END_TEST
 
 START_TEST(test_agents_are_listed_with_workers_and_pauses) {
         register_agent("");
-        fake_store(OM_STORE_AGENTS, "t", "b", "{\"name\":\"b\",\"description\":\"old\",\"created_at\":5}");
-        fake_store(OM_STORE_AGENTS, "u", "c", "{}");
-        fake_store(OM_STORE_CONFIG, "_subscription_active:group:t:b", "", "false");
+        mem_store(OM_STORE_AGENTS, "t", "b", "{\"name\":\"b\",\"description\":\"old\",\"created_at\":5}");
+        mem_store(OM_STORE_AGENTS, "u", "c", "{}");
+        mem_store(OM_STORE_CONFIG, "_subscription_active:group:t:b", "", "false");
         const char *body = ask("agent.list", "{}");
         expect_has(body, "\"name\":\"a\",\"topic\":\"t\",\"group\":\"group:t:a\"");
         expect_has(body, "\"paused\":false,\"workers\":1,\"leased\":0}");
@@ -181,10 +181,10 @@ END_TEST
 START_TEST(test_a_pause_is_kept_in_the_storage) {
         register_agent("");
         expect_has(ask("agent.pause", "{\"topic\":\"t\",\"name\":\"a\"}"), "\"result\":{}");
-        ck_assert_str_eq(fake_stored(OM_STORE_CONFIG, SETTING, ""), "false");
+        ck_assert_str_eq(mem_stored(OM_STORE_CONFIG, SETTING, ""), "false");
         expect_has(ask("bus.groups", "{}"), "\"groups\":[]");
         expect_has(ask("agent.resume", "{\"topic\":\"t\",\"name\":\"a\"}"), "\"result\":{}");
-        ck_assert_str_eq(fake_stored(OM_STORE_CONFIG, SETTING, ""), "true");
+        ck_assert_str_eq(mem_stored(OM_STORE_CONFIG, SETTING, ""), "true");
         expect_has(ask("agent.pause", "{\"topic\":\"t\",\"name\":\"b\"}"), "\"kind\":\"not_found\"");
 }
 END_TEST
@@ -195,20 +195,20 @@ START_TEST(test_deleting_an_agent_ends_its_workers_and_removes_record_and_settin
         expect_has(client_read(fd), "\"method\":\"agent.ended\"");
         expect_has(client_read(fd), "\"result\":{}");
         ck_assert_ptr_null(record());
-        ck_assert_ptr_null(fake_stored(OM_STORE_CONFIG, SETTING, ""));
+        ck_assert_ptr_null(mem_stored(OM_STORE_CONFIG, SETTING, ""));
 }
 END_TEST
 
 START_TEST(test_deleting_a_topic_removes_all_its_agents) {
-        fake_store(OM_STORE_AGENTS, "t", "a", "{}");
-        fake_store(OM_STORE_AGENTS, "t", "b", "{}");
-        fake_store(OM_STORE_AGENTS, "t", "c", "{}");
-        fake_store(OM_STORE_AGENTS, "u", "c", "{}");
-        fake_store(OM_STORE_CONFIG, "_subscription_active:group:t:c", "", "false");
+        mem_store(OM_STORE_AGENTS, "t", "a", "{}");
+        mem_store(OM_STORE_AGENTS, "t", "b", "{}");
+        mem_store(OM_STORE_AGENTS, "t", "c", "{}");
+        mem_store(OM_STORE_AGENTS, "u", "c", "{}");
+        mem_store(OM_STORE_CONFIG, "_subscription_active:group:t:c", "", "false");
         expect_has(ask("topic.delete", "{\"topic\":\"t\",\"delete_dead_letters\":true}"), "{\"tasks\":1,\"agents\":3}");
-        ck_assert_ptr_null(fake_stored(OM_STORE_AGENTS, "t", NULL));
-        ck_assert_ptr_nonnull(fake_stored(OM_STORE_AGENTS, "u", "c"));
-        ck_assert_ptr_null(fake_stored(OM_STORE_CONFIG, "_subscription_active:group:t:c", ""));
+        ck_assert_ptr_null(mem_stored(OM_STORE_AGENTS, "t", NULL));
+        ck_assert_ptr_nonnull(mem_stored(OM_STORE_AGENTS, "u", "c"));
+        ck_assert_ptr_null(mem_stored(OM_STORE_CONFIG, "_subscription_active:group:t:c", ""));
 }
 END_TEST
 
@@ -233,9 +233,9 @@ START_TEST(test_settings_are_set_listed_and_deleted) {
 END_TEST
 
 START_TEST(test_clearing_tells_how_many_of_each_kind_there_were) {
-        fake_store(OM_STORE_RESULTS, "1", "a", "{}");
-        fake_store(OM_STORE_RESULTS, "2", "a", "{}");
-        fake_store(OM_STORE_CONFIG, "k", "", "1");
+        mem_store(OM_STORE_RESULTS, "1", "a", "{}");
+        mem_store(OM_STORE_RESULTS, "2", "a", "{}");
+        mem_store(OM_STORE_CONFIG, "k", "", "1");
         expect_has(ask("storage.clear", "{\"what\":\"results\"}"), "{\"cleared\":{\"results\":2}}");
         expect_has(ask("storage.clear", "{\"what\":\"all\"}"), "{\"cleared\":{\"agents\":0,\"results\":0,\"metrics\":0,\"config\":1}}");
         expect_has(ask("storage.clear", "{\"what\":\"everything\"}"), "\"code\":-32602");
@@ -246,28 +246,28 @@ START_TEST(test_health_tells_what_is_wrong) {
         expect_has(ask("health", "{}"), "{\"status\":\"running\",\"reasons\":[]");
         register_agent("");
         expect_has(ask("health", "{}"), "{\"status\":\"ready\",\"reasons\":[]");
-        fake.bus_health = "{\"durability\":\"weak\",\"why\":\"no \\\"fsync\\\"\",\"path\":\"/x\"}";
+        mem.bus_health = "{\"durability\":\"weak\",\"why\":\"no \\\"fsync\\\"\",\"path\":\"/x\"}";
         const char *body = ask("health", "{}");
         expect_has(body, "{\"status\":\"degraded\",\"reasons\":[\"the event bus's durability is weak: no \\\"fsync\\\"\"]");
         expect_has(body, "\"path\":\"/x\"");
-        fake.bus_health = "{}";
-        fake_store_state(OM_STORE_CONNECTING);
-        expect_has(ask("health", "{}"), "{\"status\":\"degraded\",\"reasons\":[\"the storage is away: fake: away\"]");
+        mem.bus_health = "{}";
+        mem_store_state(OM_STORE_CONNECTING);
+        expect_has(ask("health", "{}"), "{\"status\":\"degraded\",\"reasons\":[\"the storage is away: mem: away\"]");
         expect_has(ask("storage.health", "{}"), "\"status\":\"down\"");
-        fake.bus_health = NULL;
-        expect_has(ask("health", "{}"), "{\"status\":\"down\",\"reasons\":[\"the event bus is away: fake: away\",");
+        mem.bus_health = NULL;
+        expect_has(ask("health", "{}"), "{\"status\":\"down\",\"reasons\":[\"the event bus is away: mem: away\",");
 }
 END_TEST
 
 START_TEST(test_hello_and_backends_tell_what_is_there) {
         const char *body = ask("hello", "{\"client\":\"me\",\"protocol\":1}");
         expect_has(body, "\"capabilities\":[\"priority\",\"keys\"]");
-        expect_has(body, "\"bus\":{\"name\":\"fakebus\",\"url\":\"fakebus:\"}");
+        expect_has(body, "\"bus\":{\"name\":\"membus\",\"url\":\"membus:\"}");
         expect_has(body, "\"limits\":{\"frame_bytes\":16777216,\"depth\":64,\"batch\":1000,\"prefetch\":1000,\"in_flight\":1024}");
         expect_has(ask("hello", "{\"protocol\":2}"), "\"kind\":\"unsupported\"");
         body = ask("backends", "{}");
         expect_has(body, "{\"name\":\"kafka\",\"schemes\":[\"kafka\"],\"installed\":false,\"in_use\":false,\"capabilities\":[]");
-        expect_has(body, "{\"name\":\"fakebus\",\"schemes\":[\"fakebus\"],\"installed\":true,\"in_use\":true");
+        expect_has(body, "{\"name\":\"membus\",\"schemes\":[\"membus\"],\"installed\":true,\"in_use\":true");
 }
 END_TEST
 
@@ -287,8 +287,6 @@ END_TEST
 int main(void) {
         Suite *suite = suite_create("agents");
         TCase *all = tcase_create("agents");
-        SRunner *runner;
-        int failed;
 
         tcase_add_checked_fixture(all, set_up, tear_down);
         tcase_set_timeout(all, 60);
@@ -310,9 +308,5 @@ int main(void) {
         tcase_add_test(all, test_hello_and_backends_tell_what_is_there);
         tcase_add_test(all, test_dead_letters_are_moved_by_ids_or_all_never_by_silence);
         suite_add_tcase(suite, all);
-        runner = srunner_create(suite);
-        srunner_run_all(runner, CK_ENV);
-        failed = srunner_ntests_failed(runner);
-        srunner_free(runner);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(suite);
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Buffers, the JSON written into them, arenas, and errors. */
 #include "../../proto/json_scan.h"
+#include "../lib/suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -340,9 +341,5 @@ int main(void) {
         tcase_add_test(errors, test_the_nearest_name_is_offered_and_none_when_nothing_is_near);
         suite_add_tcase(s, c);
         suite_add_tcase(s, errors);
-        SRunner *sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        int failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

@@ -8,12 +8,12 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "../../backends/registry.h"
 #include "../../daemon/loop.h"
 #include "../../proto/json_scan.h"
 #include "../lib/store_user.h"
+#include "../lib/suite.h"
 #include "../lib/test_bus.h"
 
 static const char *const urls[] = { /* %s: a fresh folder */
@@ -581,9 +581,5 @@ int main(void) {
         tcase_add_loop_test(t, test_publishes_under_way_are_bounded_cancellable_and_complete_once_each, 0, N_URLS);
         tcase_add_loop_test(t, test_health_is_an_object_that_says_how_durable, 0, N_URLS);
         suite_add_tcase(s, t);
-        SRunner *sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        int failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

@@ -11,6 +11,7 @@
 
 #include "../../proto/json_scan.h"
 #include "../lib/store_user.h"
+#include "../lib/suite.h"
 #include "../lib/test_store.h"
 
 static const char *const urls[] = { /* %s: a fresh folder */
@@ -477,9 +478,5 @@ int main(void) {
         tcase_add_loop_test(t, test_metrics_are_appended_and_read_newest_first_by_topic, 0, N_URLS);
         tcase_add_loop_test(t, test_health_is_an_object_that_says_how_durable, 0, N_URLS);
         suite_add_tcase(s, t);
-        SRunner *sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        int failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

@@ -8,6 +8,7 @@
 
 #include "../../client/ctl/ctl.h"
 #include "../../client/ctl/help.h"
+#include "../lib/suite.h"
 
 static struct args a;
 static struct om_error e;
@@ -242,8 +243,6 @@ END_TEST
 int main(void) {
         Suite *s = suite_create("ctl_args");
         TCase *t = tcase_create("args");
-        SRunner *runner = srunner_create(s);
-        int failed;
 
         tcase_add_checked_fixture(t, NULL, teardown);
         tcase_add_test(t, test_arguments_stand_by_position_or_by_name);
@@ -260,8 +259,5 @@ int main(void) {
         tcase_add_test(t, test_names_and_letters_of_options_are_unique);
         tcase_add_test(t, test_help_shows_every_option_of_a_command);
         suite_add_tcase(s, t);
-        srunner_run_all(runner, CK_ENV);
-        failed = srunner_ntests_failed(runner);
-        srunner_free(runner);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

@@ -13,6 +13,7 @@
 #include "../../client/ctl/table.h"
 #include "../../client/ctl/text.h"
 #include "../../client/ctl/view.h"
+#include "../lib/suite.h"
 
 static struct ctl ctl;
 static struct om_buf b;
@@ -304,8 +305,6 @@ END_TEST
 int main(void) {
         Suite *s = suite_create("ctl_output");
         TCase *t = tcase_create("output");
-        SRunner *runner = srunner_create(s);
-        int failed;
 
         tcase_add_checked_fixture(t, setup, teardown);
         tcase_add_test(t, test_width_counts_columns_not_bytes);
@@ -326,8 +325,5 @@ int main(void) {
         tcase_add_test(t, test_a_line_that_never_ends_is_refused);
         tcase_add_test(t, test_params_are_written_with_commas_and_escapes);
         suite_add_tcase(s, t);
-        srunner_run_all(runner, CK_ENV);
-        failed = srunner_ntests_failed(runner);
-        srunner_free(runner);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

@@ -14,6 +14,7 @@
 #include "../../daemon/metrics.h"
 #include "../../proto/frame.h"
 #include "../lib/memory_backends.h"
+#include "../lib/suite.h"
 
 static struct om_loop *loop;
 static struct om_core *core;
@@ -325,6 +326,35 @@ START_TEST(test_a_closed_connection_gives_its_tasks_to_another_worker_counted) {
         disconnect(a);
         collect(b, &got, 2);
         ck_assert_int_eq(got.attempt[0], 2);
+        disconnect(b);
+}
+END_TEST
+
+START_TEST(test_a_half_closed_connection_that_waits_for_a_result_gives_its_tasks_to_another_worker) {
+        struct client *a = connect_client(), *b = connect_client();
+        json_t *reply;
+        int ack, waits;
+
+        serve(a, "t", "n", "{}");
+        publish(a, "t", "t1");
+        publish(a, "t", "t2");
+        collect(a, &got, 2);
+        serve(b, "t", "n", "{}");
+        mem.faults.put_hold = true;
+        ack = request(a, "task.ack", "{\"deliveries\":[{\"delivery\":1}]}");
+        waits = request(a, "task.get", "{\"id\":\"t2\",\"wait_ms\":60000}");
+        ck_assert_int_eq(shutdown(a->fd, SHUT_WR), 0); /* it can neither ack nor fail the other one any more */
+        collect(b, &got, 1);
+        ck_assert_str_eq(got.id[0], "t2");
+        ck_assert_int_eq(got.attempt[0], 2);
+        mem_release();
+        expect_ok(a, ack);
+        mem.faults.put_hold = false;
+        expect_ok(b, request(b, "task.ack", "{\"deliveries\":[{\"delivery\":1}]}"));
+        expect_ok(a, waits);
+        ck_assert_ptr_null(reply = receive(a, 0, "task.deliver", 20));
+        json_decref(reply);
+        disconnect(a);
         disconnect(b);
 }
 END_TEST
@@ -1094,8 +1124,6 @@ END_TEST
 int main(void) {
         Suite *suite = suite_create("dispatch");
         TCase *t = tcase_create("dispatch");
-        SRunner *runner;
-        int failed;
 
         tcase_add_checked_fixture(t, start, end);
         tcase_set_timeout(t, 60);
@@ -1105,6 +1133,7 @@ int main(void) {
         tcase_add_test(t, test_workers_of_a_group_share_and_the_bus_is_asked_once);
         tcase_add_test(t, test_credit_is_never_exceeded);
         tcase_add_test(t, test_a_closed_connection_gives_its_tasks_to_another_worker_counted);
+        tcase_add_test(t, test_a_half_closed_connection_that_waits_for_a_result_gives_its_tasks_to_another_worker);
         tcase_add_test(t, test_a_task_that_kills_its_workers_ends_in_the_dead_letters);
         tcase_add_test(t, test_what_a_client_never_saw_goes_back_uncounted_on_unregister);
         tcase_add_test(t, test_an_ack_after_the_lease_is_a_conflict_and_a_number_never_given_is_not_found);
@@ -1141,9 +1170,5 @@ int main(void) {
         tcase_add_test(t, test_a_stop_ends_although_the_bus_is_away);
         tcase_add_test(t, test_many_tasks_go_their_way_in_batches);
         suite_add_tcase(suite, t);
-        runner = srunner_create(suite);
-        srunner_run_all(runner, CK_ENV);
-        failed = srunner_ntests_failed(runner);
-        srunner_free(runner);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(suite);
 }

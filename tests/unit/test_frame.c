@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Frames: read from any cut of the bytes, never beyond them; written whole or not at all. */
 #include "../../proto/frame.h"
+#include "../lib/suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -103,9 +104,5 @@ int main(void) {
         tcase_add_test(c, test_what_is_written_is_read_again);
         tcase_add_test(c, test_a_frame_that_grew_too_long_is_taken_out_again);
         suite_add_tcase(s, c);
-        SRunner *sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        int failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

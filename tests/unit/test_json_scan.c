@@ -4,6 +4,7 @@
  * second opinion: on generated and on mutated texts both must agree, and where they accept, on every value.
  */
 #include "../../proto/json_scan.h"
+#include "../lib/suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -679,9 +680,5 @@ int main(void) {
         tcase_add_test(c, test_members_are_found_by_name_in_any_order);
         tcase_add_test(c, test_wrong_members_are_refused_with_a_message_that_helps);
         suite_add_tcase(s, c);
-        SRunner *sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        int failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

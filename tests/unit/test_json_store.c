@@ -17,6 +17,7 @@
 #include "../../proto/json_scan.h"
 #include "../../daemon/log.h"
 #include "../lib/store_user.h"
+#include "../lib/suite.h"
 
 static char *folder;
 
@@ -662,6 +663,7 @@ START_TEST(test_expired_results_leave_the_file_and_the_memory) {
         open_it(&u, "");
         const char *health = user_health(&u);
         ck_assert_msg(strstr(health, "\"results\":20,"), "%s", health);
+        ck_assert_msg(strstr(health, "\"version\":\"" OM_VERSION "\""), "%s", health);
         user_close(&u);
         char *text = test_read_file(folder, "results.json", NULL);
         ck_assert_ptr_null(strstr(text, "\"1\": {"));
@@ -695,9 +697,5 @@ int main(void) {
         tcase_add_loop_test(t, test_settings_that_can_never_work_are_refused_by_name, 0, sizeof(wrong) / sizeof(wrong[0]));
         tcase_add_test(t, test_expired_results_leave_the_file_and_the_memory);
         suite_add_tcase(s, t);
-        SRunner *sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        int failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

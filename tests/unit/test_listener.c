@@ -18,6 +18,7 @@
 #include "../../daemon/log.h"
 #include "../../proto/frame.h"
 #include "../../proto/rpc.h"
+#include "../lib/suite.h"
 
 static char folder[64], path[100];
 static struct om_loop *loop;
@@ -361,8 +362,6 @@ END_TEST
 int main(void) {
         Suite *s = suite_create("listener");
         TCase *t = tcase_create("listener");
-        SRunner *sr;
-        int failed;
 
         tcase_add_checked_fixture(t, set_up, tear_down);
         tcase_add_test(t, test_the_socket_has_its_mode_and_its_folder_can_be_entered);
@@ -382,9 +381,5 @@ int main(void) {
         tcase_add_test(t, test_a_socket_from_systemd_is_served_and_not_removed);
         tcase_add_test(t, test_what_systemd_hands_over_must_be_a_stream_socket);
         suite_add_tcase(s, t);
-        sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

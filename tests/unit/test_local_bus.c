@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "../lib/bus_user.h"
+#include "../lib/suite.h"
 
 extern const struct om_bus_ops om_local_bus_ops;
 
@@ -820,8 +821,6 @@ END_TEST
 int main(void) {
         Suite *s = suite_create("local_bus");
         TCase *t = tcase_create("contract");
-        SRunner *sr = srunner_create(s);
-        int failed;
 
         suite_add_tcase(s, t);
         tcase_add_checked_fixture(t, set_up, tear_down);
@@ -856,8 +855,5 @@ int main(void) {
         tcase_add_test(t, test_a_large_topic_is_deleted_in_slices_while_others_go_on);
         tcase_add_test(t, test_a_thousand_topics_with_two_groups_each_survive_a_restart);
         tcase_add_test(t, test_health_tells_durability_and_path);
-        srunner_run_all(sr, CK_ENV);
-        failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

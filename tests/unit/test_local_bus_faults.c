@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "../lib/bus_user.h"
+#include "../lib/suite.h"
 
 extern const struct om_bus_ops om_local_bus_ops;
 extern int (*om_local_commit)(MDB_txn *txn);
@@ -444,8 +445,6 @@ END_TEST
 int main(void) {
         Suite *s = suite_create("local_bus_faults");
         TCase *t = tcase_create("faults");
-        SRunner *sr = srunner_create(s);
-        int failed;
 
         suite_add_tcase(s, t);
         tcase_add_checked_fixture(t, set_up, tear_down);
@@ -460,8 +459,5 @@ int main(void) {
         tcase_add_test(t, test_a_file_that_cannot_grow_leaves_the_old_tasks_intact);
         tcase_add_test(t, test_killed_at_any_moment_every_task_is_in_exactly_one_place);
         tcase_add_test(t, test_a_large_deletion_that_was_killed_is_finished_by_the_next_start);
-        srunner_run_all(sr, CK_ENV);
-        failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "../../daemon/log.h"
+#include "../lib/suite.h"
 
 static int pipe_fds[2], real_stderr;
 static char text[1 << 16];
@@ -158,8 +159,6 @@ END_TEST
 int main(void) {
         Suite *s = suite_create("log");
         TCase *t = tcase_create("log");
-        SRunner *sr;
-        int failed;
 
         tcase_add_checked_fixture(t, set_up, tear_down);
         tcase_add_test(t, test_a_line_has_time_level_and_message);
@@ -171,9 +170,5 @@ int main(void) {
         tcase_add_test(t, test_lines_of_threads_do_not_mix);
         tcase_add_test(t, test_a_journal_stream_of_somebody_else_is_not_ours);
         suite_add_tcase(s, t);
-        sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

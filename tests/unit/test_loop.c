@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "../../daemon/loop.h"
+#include "../lib/suite.h"
 
 static char folder[64];
 static struct om_loop *loop;
@@ -379,8 +380,6 @@ END_TEST
 int main(void) {
         Suite *s = suite_create("loop");
         TCase *t = tcase_create("loop");
-        SRunner *sr;
-        int failed;
 
         tcase_add_checked_fixture(t, set_up, tear_down);
         tcase_add_test(t, test_posts_of_many_threads_arrive_once_each_in_order_on_the_loop);
@@ -397,9 +396,5 @@ int main(void) {
         tcase_add_test(t, test_work_goes_to_a_worker_and_back_one_at_a_time);
         tcase_add_test(t, test_a_state_folder_that_cannot_be_made_is_named);
         suite_add_tcase(s, t);
-        sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

@@ -6,7 +6,8 @@
 #include <unistd.h>
 
 #include "../../daemon/metrics.h"
-#include "../lib/fake_backends.h"
+#include "../lib/fake_core.h"
+#include "../lib/suite.h"
 
 /* -- histograms ---------------------------------------------------------------------------------------------------- */
 
@@ -136,12 +137,12 @@ START_TEST(test_what_changed_is_snapshotted_and_nothing_is_written_afterwards) {
         om_metrics_topic(m, span("quiet"));
         om_metrics_changed(m);
         fake_run_ms(60);
-        ck_assert_uint_eq(fake.n_puts, 1);
+        ck_assert_uint_eq(mem.entries, 1);
         ck_assert_ptr_nonnull(
-                strstr(fake_stored(OM_STORE_METRICS, "", ""), "{\"event\":\"topic_snapshot\",\"topic\":\"t\",\"published\":3,"));
-        ck_assert_int_eq(om_json_check(span(fake_stored(OM_STORE_METRICS, "", "")), 10, NULL), 0);
+                strstr(mem_stored(OM_STORE_METRICS, "", ""), "{\"event\":\"topic_snapshot\",\"topic\":\"t\",\"published\":3,"));
+        ck_assert_int_eq(om_json_check(span(mem_stored(OM_STORE_METRICS, "", "")), 10, NULL), 0);
         fake_run_ms(60);
-        ck_assert_uint_eq(fake.n_puts, 1);
+        ck_assert_uint_eq(mem.entries, 1);
 }
 END_TEST
 
@@ -154,31 +155,29 @@ START_TEST(test_a_snapshot_of_many_cells_is_spread_over_intervals) {
                 om_metrics_topic(m, span(name))->published = 1;
         }
         om_metrics_changed(m);
-        for (int ms = 0; ms < 5000 && fake.n_puts < 1200; ms += 10)
+        for (int ms = 0; ms < 5000 && mem.entries < 1200; ms += 10)
                 fake_run_ms(10);
-        ck_assert_uint_eq(fake.n_puts, 1200);
+        ck_assert_uint_eq(mem.entries, 1200);
 }
 END_TEST
 
 START_TEST(test_a_snapshot_waits_for_the_storage) {
         struct om_metrics *m = fake.core->metrics;
 
-        fake_store_state(OM_STORE_CONNECTING);
+        mem_store_state(OM_STORE_CONNECTING);
         om_metrics_topic(m, span("t"))->published = 3;
         om_metrics_changed(m);
         fake_run_ms(50);
-        ck_assert_uint_eq(fake.n_puts, 0);
-        fake_store_state(OM_STORE_READY);
+        ck_assert_uint_eq(mem.entries, 0);
+        mem_store_state(OM_STORE_READY);
         fake_run_ms(50);
-        ck_assert_uint_eq(fake.n_puts, 1);
+        ck_assert_uint_eq(mem.entries, 1);
 }
 END_TEST
 
 int main(void) {
         Suite *suite = suite_create("metrics");
         TCase *histograms = tcase_create("histograms"), *cells = tcase_create("cells");
-        SRunner *runner;
-        int failed;
 
         tcase_add_test(histograms, test_a_quantile_is_at_most_one_sixteenth_above_the_sample_of_that_rank);
         tcase_add_test(histograms, test_small_latencies_are_exact);
@@ -192,9 +191,5 @@ int main(void) {
         tcase_add_test(cells, test_a_snapshot_waits_for_the_storage);
         suite_add_tcase(suite, histograms);
         suite_add_tcase(suite, cells);
-        runner = srunner_create(suite);
-        srunner_run_all(runner, CK_ENV);
-        failed = srunner_ntests_failed(runner);
-        srunner_free(runner);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(suite);
 }

@@ -7,6 +7,7 @@
 
 #include "../../backends/host.h"
 #include "../../backends/options.h"
+#include "../lib/suite.h"
 
 static const char *const levels[] = { "always", "interval", "memory", NULL };
 struct settings {
@@ -149,9 +150,5 @@ int main(void) {
         tcase_add_test(t, test_backoff_doubles_up_to_its_limit_with_half_of_it_random);
         tcase_add_test(t, test_folders_are_made_and_a_file_in_the_way_is_named);
         suite_add_tcase(s, t);
-        SRunner *sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        int failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

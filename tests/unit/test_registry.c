@@ -3,9 +3,9 @@
 #include <check.h>
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "../../backends/registry.h"
+#include "../lib/suite.h"
 #include "../lib/test_store.h"
 
 static int choose(bool bus, const char *text, const char **ret_name, struct om_error *e) {
@@ -119,9 +119,5 @@ int main(void) {
         tcase_add_test(t, test_every_scheme_is_somebodys_only);
         tcase_add_test(t, test_one_more_is_added_once);
         suite_add_tcase(s, t);
-        SRunner *sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        int failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

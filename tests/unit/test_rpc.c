@@ -5,6 +5,7 @@
  */
 #include "../../proto/frame.h"
 #include "../../proto/rpc.h"
+#include "../lib/suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -207,9 +208,5 @@ int main(void) {
         tcase_add_test(c, test_foreign_errors_are_understood_as_far_as_they_go);
         tcase_add_test(c, test_messages_are_written_as_the_protocol_shows_them);
         suite_add_tcase(s, c);
-        SRunner *sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        int failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

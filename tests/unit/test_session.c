@@ -8,12 +8,12 @@
 #include <malloc.h>
 #include <poll.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "../lib/fake_backends.h"
+#include "../lib/fake_core.h"
+#include "../lib/suite.h"
 
 static int fd;
 
@@ -187,21 +187,21 @@ static void ask_topics(int id) {
 }
 
 START_TEST(test_replies_may_come_out_of_order) {
-        fake.hold_queries = true;
+        mem.faults.query_hold = true;
         ask_topics(1);
         ask_topics(2);
         client_send(fd, "{\"jsonrpc\":\"2.0\",\"id\":3,\"method\":\"ping\"}");
         expect("{\"jsonrpc\":\"2.0\",\"id\":3,\"result\":{}}");
-        ck_assert_uint_eq(fake.n_held, 2);
-        fake_release(1, 0);
+        ck_assert_uint_eq(mem_held(), 2);
+        mem_release_topics(1, 0);
         expect("{\"jsonrpc\":\"2.0\",\"id\":2,\"result\":{\"topics\":[]}}");
-        fake_release(0, 0);
+        mem_release_topics(0, 0);
         expect("{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"topics\":[]}}");
 }
 END_TEST
 
 START_TEST(test_above_the_in_flight_limit_nothing_more_is_read_until_some_are_answered) {
-        fake.hold_queries = true;
+        mem.faults.query_hold = true;
         for (int i = 0; i < OM_IN_FLIGHT; i++) {
                 ask_topics(i);
                 if (i % 100 == 0)
@@ -209,12 +209,12 @@ START_TEST(test_above_the_in_flight_limit_nothing_more_is_read_until_some_are_an
         }
         client_send(fd, "{\"jsonrpc\":\"2.0\",\"id\":\"last\",\"method\":\"ping\"}");
         ck_assert(client_quiet(fd));
-        ck_assert_uint_ge(fake.n_held, 1);
-        fake_release(0, 0);
+        ck_assert_uint_ge(mem_held(), 1);
+        mem_release_topics(0, 0);
         expect("{\"jsonrpc\":\"2.0\",\"id\":0,\"result\":{\"topics\":[]}}");
         expect("{\"jsonrpc\":\"2.0\",\"id\":\"last\",\"result\":{}}");
         for (int i = 1; i < OM_IN_FLIGHT; i++) {
-                fake_release(0, 0);
+                mem_release_topics(0, 0);
                 fake_turn();
         }
         for (int i = 1; i < OM_IN_FLIGHT; i++)
@@ -243,13 +243,13 @@ END_TEST
 /* -- ends ---------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_client_that_half_closes_still_gets_its_answers) {
-        fake.hold_queries = true;
+        mem.faults.query_hold = true;
         ask_topics(1);
         fake_turn();
         shutdown(fd, SHUT_WR);
         ck_assert(client_quiet(fd));
         ck_assert_uint_eq(fake.core->n_sessions, 1);
-        fake_release(0, 0);
+        mem_release_topics(0, 0);
         expect("{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"topics\":[]}}");
         ck_assert(client_at_end(fd));
         ck_assert_uint_eq(fake.core->n_sessions, 0);
@@ -257,7 +257,7 @@ START_TEST(test_a_client_that_half_closes_still_gets_its_answers) {
 END_TEST
 
 START_TEST(test_a_client_that_goes_after_half_closing_is_noticed) {
-        fake.hold_queries = true;
+        mem.faults.query_hold = true;
         ask_topics(1);
         fake_turn();
         shutdown(fd, SHUT_WR);
@@ -266,7 +266,7 @@ START_TEST(test_a_client_that_goes_after_half_closing_is_noticed) {
         close(fd);
         fake_turn();
         ck_assert_uint_eq(fake.core->n_sessions, 0);
-        fake_release(0, 0);
+        mem_release_topics(0, 0);
         fake_turn();
         fd = fake_connect();
 }
@@ -280,7 +280,7 @@ START_TEST(test_a_half_closed_connection_does_not_keep_the_loop_busy) {
         struct timeval tv = { .tv_usec = 50000 };
         unsigned wake_ups = 0;
 
-        fake.hold_queries = true;
+        mem.faults.query_hold = true;
         ask_topics(1);
         fake_turn();
         shutdown(fd, SHUT_WR);
@@ -291,18 +291,18 @@ START_TEST(test_a_half_closed_connection_does_not_keep_the_loop_busy) {
                 om_loop_run_once(fake.loop, true);
         event_free(timer);
         ck_assert_uint_le(wake_ups, 3);
-        fake_release(0, 0);
+        mem_release_topics(0, 0);
 }
 END_TEST
 
 START_TEST(test_a_request_whose_client_is_gone_is_finished_without_an_answer) {
-        fake.hold_queries = true;
+        mem.faults.query_hold = true;
         ask_topics(1);
         fake_turn();
         close(fd);
         fake_turn();
         ck_assert_uint_eq(fake.core->n_sessions, 0);
-        fake_release(0, 3);
+        mem_release_topics(0, 3);
         fake_turn();
         fd = fake_connect();
 }
@@ -322,18 +322,18 @@ END_TEST
 START_TEST(test_a_reader_that_does_not_read_is_bounded_and_ended) {
         int64_t start = om_clock_ms();
 
-        fake.hold_queries = true;
+        mem.faults.query_hold = true;
         for (int i = 0; i < 60; i++)
                 ask_topics(i);
         fake_turn();
         /* 60 replies of 170 KB: far more than a socket takes. */
         for (int i = 0; i < 60; i++)
-                fake_release(0, 1000);
+                mem_release_topics(0, 1000);
         fake_turn();
         /* Nothing more is read from it now. */
         client_send(fd, "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"bus.topics\"}");
         fake_turn();
-        ck_assert_uint_eq(fake.n_held, 0);
+        ck_assert_uint_eq(mem_held(), 0);
         ck_assert_uint_eq(fake.core->n_sessions, 1);
         while (fake.core->n_sessions > 0 && om_clock_ms() < start + 5000)
                 fake_run_ms(10);
@@ -348,12 +348,12 @@ START_TEST(test_a_reader_that_does_not_read_gets_errors_for_large_replies_above_
 
         fake.settings.max_frame_bytes = 1 << 20;
         fake.settings.stalled_client_ms = 60000;
-        fake.hold_queries = true;
+        mem.faults.query_hold = true;
         for (int i = 0; i < 60; i++)
                 ask_topics(i);
         fake_turn();
         for (int i = 0; i < 60; i++)
-                fake_release(0, 1000);
+                mem_release_topics(0, 1000);
         fake_turn();
         for (int i = 0; i < 60; i++) {
                 body = client_read(fd);
@@ -370,12 +370,12 @@ START_TEST(test_a_reader_that_does_not_read_gets_errors_for_large_replies_above_
 END_TEST
 
 START_TEST(test_a_slow_reader_gets_everything) {
-        fake.hold_queries = true;
+        mem.faults.query_hold = true;
         for (int i = 0; i < 10; i++)
                 ask_topics(i);
         fake_turn();
         for (int i = 0; i < 10; i++)
-                fake_release(0, 1000);
+                mem_release_topics(0, 1000);
         for (int i = 0; i < 10; i++) {
                 char wanted[40];
                 const char *body;
@@ -391,10 +391,10 @@ END_TEST
 
 START_TEST(test_a_reply_above_the_frame_limit_becomes_an_error) {
         fake.settings.max_frame_bytes = 4096;
-        fake.hold_queries = true;
+        mem.faults.query_hold = true;
         ask_topics(1);
         fake_turn();
-        fake_release(0, 1000);
+        mem_release_topics(0, 1000);
         expect_has("\"id\":1,\"error\":{\"code\":-32000");
         client_send(fd, "{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"ping\"}");
         expect("{\"jsonrpc\":\"2.0\",\"id\":2,\"result\":{}}");
@@ -429,37 +429,37 @@ END_TEST
 /* -- calls --------------------------------------------------------------------------------------------------------- */
 
 START_TEST(test_a_call_that_the_bus_has_no_room_for_goes_out_later) {
-        fake.hold_queries = true;
+        mem.faults.query_hold = true;
         ask_topics(1);
         fake_turn();
-        fake.refuse = 1;
+        mem.faults.query_refuse = 1;
         ask_topics(2);
         fake_turn();
-        ck_assert_uint_eq(fake.n_held, 1);
-        fake_release(0, 0);
+        ck_assert_uint_eq(mem_held(), 1);
+        mem_release_topics(0, 0);
         expect("{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"topics\":[]}}");
-        ck_assert_uint_eq(fake.n_held, 1);
-        fake_release(0, 0);
+        ck_assert_uint_eq(mem_held(), 1);
+        mem_release_topics(0, 0);
         expect("{\"jsonrpc\":\"2.0\",\"id\":2,\"result\":{\"topics\":[]}}");
 }
 END_TEST
 
 START_TEST(test_a_call_is_cancelled_at_its_deadline) {
         fake.settings.call_timeout_ms = 20;
-        fake.hold_queries = true;
+        mem.faults.query_hold = true;
         ask_topics(1);
         expect_has("\"kind\":\"timeout\"");
-        ck_assert_uint_eq(fake.n_held, 0);
+        ck_assert_uint_eq(mem_held(), 0);
 }
 END_TEST
 
 START_TEST(test_a_call_that_cannot_be_cancelled_is_answered_at_its_deadline) {
         fake.settings.call_timeout_ms = 20;
-        fake.hold_queries = fake.no_cancel = true;
+        mem.faults.query_hold = mem.faults.no_cancel = true;
         ask_topics(1);
         expect_has("\"kind\":\"timeout\"");
-        ck_assert_uint_eq(fake.n_held, 1);
-        fake_release(0, 1);
+        ck_assert_uint_eq(mem_held(), 1);
+        mem_release_topics(0, 1);
         ck_assert(client_quiet(fd));
 }
 END_TEST
@@ -473,7 +473,7 @@ START_TEST(test_a_stop_tells_clients_and_answers_what_is_open) {
         struct om_post post = { .fn = on_stopped };
 
         stopped = false;
-        fake.hold_queries = true;
+        mem.faults.query_hold = true;
         ask_topics(1);
         fake_turn();
         om_core_stop(fake.core, &post);
@@ -499,8 +499,6 @@ int main(void) {
         TCase *frames = tcase_create("frames"), *pipelining = tcase_create("pipelining"), *ends = tcase_create("ends"),
               *output = tcase_create("output"), *cost = tcase_create("cost"), *calls = tcase_create("calls"), *stop = tcase_create("stop");
         TCase *all[] = { frames, pipelining, ends, output, cost, calls };
-        SRunner *runner;
-        int failed;
 
         for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
                 tcase_add_checked_fixture(all[i], set_up, tear_down);
@@ -536,9 +534,5 @@ int main(void) {
         tcase_add_test(stop, test_a_stop_tells_clients_and_answers_what_is_open);
         suite_add_tcase(suite, stop);
 
-        runner = srunner_create(suite);
-        srunner_run_all(runner, CK_ENV);
-        failed = srunner_ntests_failed(runner);
-        srunner_free(runner);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(suite);
 }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "../../daemon/settings.h"
+#include "../lib/suite.h"
 
 static char folder[64], old_folder[4096];
 static struct om_settings *settings;
@@ -548,8 +549,6 @@ END_TEST
 int main(void) {
         Suite *s = suite_create("settings");
         TCase *t = tcase_create("settings");
-        SRunner *sr;
-        int failed;
 
         tcase_add_checked_fixture(t, set_up, tear_down);
         tcase_add_test(t, test_without_anything_the_defaults_are_in_force);
@@ -584,9 +583,5 @@ int main(void) {
         tcase_add_test(t, test_a_reload_takes_what_it_can_and_names_what_needs_a_restart);
         tcase_add_test(t, test_a_wrong_file_leaves_the_old_settings_in_force);
         suite_add_tcase(s, t);
-        sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

@@ -4,6 +4,7 @@
  * hostile and mutated tasks.
  */
 #include "../../proto/task.h"
+#include "../lib/suite.h"
 
 #include <check.h>
 #include <errno.h>
@@ -309,9 +310,5 @@ int main(void) {
         tcase_add_test(c, test_threads_never_make_the_same_id);
         tcase_add_test(c, test_a_forked_process_never_makes_its_parents_ids);
         suite_add_tcase(s, c);
-        SRunner *sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        int failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

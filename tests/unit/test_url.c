@@ -6,6 +6,7 @@
 
 #include "../../backends/host.h"
 #include "../../backends/url.h"
+#include "../lib/suite.h"
 
 static struct om_url *parse(const char *text) {
         struct om_url *u = NULL;
@@ -190,9 +191,5 @@ int main(void) {
         tcase_add_loop_test(t, test_lines_are_redacted_and_otherwise_left_alone, 0, sizeof(lines) / sizeof(lines[0]));
         tcase_add_test(t, test_any_bytes_are_read_or_refused_without_harm);
         suite_add_tcase(s, t);
-        SRunner *sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        int failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

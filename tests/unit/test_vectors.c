@@ -6,11 +6,11 @@
 #include "../../proto/frame.h"
 #include "../../proto/rpc.h"
 #include "../../proto/task.h"
+#include "../lib/suite.h"
 
 #include <check.h>
 #include <errno.h>
 #include <jansson.h>
-#include <stdlib.h>
 
 #define FOLDER "proto/vectors/"
 
@@ -242,9 +242,5 @@ int main(void) {
         tcase_add_test(c, test_topics_are_judged_as_the_vectors_say);
         tcase_add_test(c, test_patterns_match_as_the_vectors_say);
         suite_add_tcase(s, c);
-        SRunner *sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        int failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }

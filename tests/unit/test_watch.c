@@ -2,11 +2,11 @@
 /* Watchers: what they see, what they lose, and what they cost when there is none. */
 #include <check.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #include "../../daemon/watch.h"
-#include "../lib/fake_backends.h"
+#include "../lib/fake_core.h"
+#include "../lib/suite.h"
 
 static int fd;
 
@@ -125,8 +125,6 @@ END_TEST
 int main(void) {
         Suite *suite = suite_create("watch");
         TCase *all = tcase_create("watch");
-        SRunner *runner;
-        int failed;
 
         tcase_add_checked_fixture(all, set_up, tear_down);
         tcase_add_test(all, test_nobody_watching_is_a_mask_of_zero);
@@ -136,9 +134,5 @@ int main(void) {
         tcase_add_test(all, test_watches_of_a_connection_are_bounded);
         tcase_add_test(all, test_a_watcher_that_does_not_keep_up_is_told_how_many_it_lost);
         suite_add_tcase(suite, all);
-        runner = srunner_create(suite);
-        srunner_run_all(runner, CK_ENV);
-        failed = srunner_ntests_failed(runner);
-        srunner_free(runner);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(suite);
 }

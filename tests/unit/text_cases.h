@@ -4,6 +4,7 @@
  * machine has it, the other takes the portable way. Every text is a block of its own size, so that a sanitizer sees any read beyond it.
  */
 #include "../../proto/text.h"
+#include "../lib/suite.h"
 
 #include <check.h>
 #include <stdlib.h>
@@ -123,9 +124,5 @@ static int text_main(const char *name) {
         tcase_add_test(c, test_sequences_of_bytes_that_are_no_character_are_refused);
         tcase_add_test(c, test_text_is_cut_between_characters);
         suite_add_tcase(s, c);
-        SRunner *sr = srunner_create(s);
-        srunner_run_all(sr, CK_ENV);
-        int failed = srunner_ntests_failed(sr);
-        srunner_free(sr);
-        return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+        return om_test_main(s);
 }
