@@ -244,7 +244,7 @@ uninstall: ## remove exactly what install put there
 	@$(INSTALL) uninstall
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 clean: ## remove what was built
 	rm -rf build build-*

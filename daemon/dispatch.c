@@ -22,7 +22,8 @@
 
 struct om_end { /* one om_dispatch_end() */
         struct om_dispatch *d;
-        struct om_post *done;
+        struct om_post *done; /* NULL: told */
+        struct om_deadline deadline;
         unsigned open; /* groups that are not over yet */
 };
 struct om_end_link {
@@ -149,15 +150,28 @@ static void group_unsubscribe(struct om_group *g) {
         g->wanted = 0;
 }
 
+static void end_tell(struct om_end *end) {
+        if (end->done)
+                om_host_post(end->d->core->host, end->done);
+        end->done = NULL;
+}
+
+/* The bus does not take back what was leased: who waits shall hear what it says of the rest. The groups end when it is there again. */
+static void end_late(struct om_deadline *dl) { end_tell((void *) ((char *) dl - offsetof(struct om_end, deadline))); }
+
+static void end_over(struct om_end *end) {
+        om_deadline_stop(&end->d->call_deadlines, &end->deadline);
+        end_tell(end);
+        free(end);
+}
+
 static void ends_tell(struct om_group *g) {
         struct om_end_link *link;
 
         while ((link = g->ends)) {
                 g->ends = link->next;
-                if (--link->end->open == 0) {
-                        om_host_post(g->d->core->host, link->end->done);
-                        free(link->end);
-                }
+                if (--link->end->open == 0)
+                        end_over(link->end);
                 free(link);
         }
 }
@@ -304,10 +318,10 @@ void om_dispatch_end(struct om_dispatch *d, struct om_span topic, struct om_span
                 if (om_span_eq(g->topic, topic) && (!agent.p || om_span_eq(g->agent, agent)))
                         group_end(g, end, reason);
         }
-        if (end->open == 0) {
-                om_host_post(d->core->host, done);
-                free(end);
-        }
+        if (end->open == 0)
+                end_over(end);
+        else
+                om_deadline_start(&d->call_deadlines, &end->deadline, d->core->settings->call_timeout_ms, end_late);
 }
 
 /* -- the end of a turn --------------------------------------------------------------------------------------------- */

@@ -62,8 +62,9 @@ void om_dispatch_register(struct om_dispatch *d, const struct om_registration *r
 /* -ENOENT when the session has no such subscription. */
 int om_dispatch_unregister(struct om_dispatch *d, struct om_session *s, int64_t subscription);
 void om_dispatch_pause(struct om_dispatch *d, struct om_span topic, struct om_span agent, bool paused);
-/* Ends the group here: its connections get agent.ended, its leases are released, the bus's subscription ends; then done (a post). For
- * agent.delete and topic.delete (agent absent: all of the topic). */
+/* Ends the group here: its connections get agent.ended, its leases are released, the bus's subscription ends; then done (a post),
+ * at the latest after call_timeout_ms: a bus that is away takes no leases back. For agent.delete and topic.delete (agent absent: all of the
+ * topic). */
 void om_dispatch_end(struct om_dispatch *d, struct om_span topic, struct om_span agent, const char *reason, struct om_post *done);
 /* Workers and leases of a group here. */
 void om_dispatch_count(struct om_dispatch *d, struct om_span topic, struct om_span agent, unsigned *ret_workers, unsigned *ret_leased);

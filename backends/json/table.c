@@ -254,7 +254,7 @@ int om_file_table_open(struct om_file_table *t, struct om_error *e) {
                 return r;
         }
         t->old_journal = t->fds[3] >= 0;
-        t->journal_synced = t->journal_bytes;
+        t->journal_synced = t->settings->durability == OM_DURABILITY_MEMORY ? 0 : t->journal_bytes;
         if (t->index.n && t->kind != OM_STORE_METRICS)
                 t->sweep_ms = om_clock_ms();
         return 0;

@@ -181,15 +181,24 @@ static void subscribe_committed(struct om_bus *b, struct msg_subscribe *m) {
         b->subs = s;
 }
 
-/* Those that had waited for their key and were not handed out since stand below the mark: without a word they would come back as a second
- * attempt. */
+static int never_out_one(struct om_bus *b, struct held *h) {
+        bool below = h->id.seq < h->at->lanes[h->id.lane].handed;
+
+        return below && h->key && !h->has_pend && !h->attempts ? pend_put(b, h, 0, 0) : 0;
+}
+
+/* Those that wait for their key, or did and were not handed out since, stand below the mark where others of their lane were handed out:
+ * without a word they would come back as a second attempt. */
 static int never_out(struct om_bus *b, struct group *g) {
+        struct key_queue *q, *tmp;
         int r = 0;
 
         for (unsigned i = 0; i < LANES; i++)
                 for (struct held *h = g->ready[i]; h && !r; h = h->q_next)
-                        if (h->key && !h->has_pend && !h->attempts)
-                                r = pend_put(b, h, 0, 0);
+                        r = never_out_one(b, h);
+        HASH_ITER (hh, g->keys, q, tmp)
+                for (struct held *h = q->first; h && !r; h = h->q_next)
+                        r = never_out_one(b, h);
         return r;
 }
 

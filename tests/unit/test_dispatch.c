@@ -1002,6 +1002,29 @@ START_TEST(test_a_group_deleted_while_tasks_are_leased_ends_cleanly) {
 }
 END_TEST
 
+START_TEST(test_a_deletion_while_the_bus_is_away_is_answered_and_the_group_ends_when_it_is_back) {
+        struct client *c = connect_client();
+        json_t *reply;
+
+        serve(c, "t", "n", "{}");
+        publish(c, "t", "t1");
+        collect(c, &got, 1);
+        mem.faults.settle_refuse = -EAGAIN;
+        mem_bus_state(OM_BUS_CONNECTING);
+        reply = receive(c, request(c, "agent.delete", "{\"topic\":\"t\",\"name\":\"n\"}"), NULL, 3000);
+        ck_assert_msg(reply != NULL, "no reply");
+        json_decref(reply);
+        ck_assert_uint_eq(c->n_seen, 1); /* the reply has been taken: agent.ended is left */
+        ck_assert_uint_eq(om_dispatch_groups(core->dispatch), 1);
+        mem.faults.settle_refuse = 0;
+        mem_bus_state(OM_BUS_READY);
+        turns(8);
+        ck_assert(mem_logged("release t1;"));
+        ck_assert_uint_eq(om_dispatch_groups(core->dispatch), 0);
+        disconnect(c);
+}
+END_TEST
+
 START_TEST(test_a_slow_reader_is_given_a_bounded_amount_and_others_get_the_rest) {
         struct client *slow = connect_client(), *c = connect_client();
         char *big = malloc(100001);
@@ -1164,6 +1187,7 @@ int main(void) {
         tcase_add_test(t, test_save_results_false_saves_nothing_on_success);
         tcase_add_test(t, test_a_paused_group_gets_nothing_until_it_is_resumed);
         tcase_add_test(t, test_a_group_deleted_while_tasks_are_leased_ends_cleanly);
+        tcase_add_test(t, test_a_deletion_while_the_bus_is_away_is_answered_and_the_group_ends_when_it_is_back);
         tcase_add_test(t, test_a_slow_reader_is_given_a_bounded_amount_and_others_get_the_rest);
         tcase_add_test(t, test_a_stop_waits_for_what_is_leased_and_takes_its_ack);
         tcase_add_test(t, test_after_the_grace_what_is_leased_is_released_uncounted);

@@ -221,11 +221,11 @@ END_TEST
 /* -- journals ------------------------------------------------------------------------------------------------------ */
 
 /* Writes n results in a child that is killed, so that a journal is left. */
-static void leave_journal(int n) {
+static void leave_journal_with(const char *options, int n) {
         pid_t child = fork();
         if (child == 0) {
                 struct user u;
-                open_it(&u, "");
+                open_it(&u, options);
                 for (int i = 0; i < n; i++) {
                         char id[16], value[64];
                         snprintf(id, sizeof(id), "t%d", i);
@@ -237,6 +237,8 @@ static void leave_journal(int n) {
         }
         ck_assert_int_eq(waitpid(child, NULL, 0), child);
 }
+
+static void leave_journal(int n) { leave_journal_with("", n); }
 
 START_TEST(test_journal_cut_at_any_byte_of_its_last_line_loses_that_line_alone) {
         size_t len, start;
@@ -261,6 +263,22 @@ START_TEST(test_journal_cut_at_any_byte_of_its_last_line_loses_that_line_alone) 
                 snprintf(path, sizeof(path), "%s/results.json", folder);
                 unlink(path);
         }
+        free(journal);
+}
+END_TEST
+
+START_TEST(test_power_cut_without_durability_loses_a_tail_and_the_storage_opens) {
+        size_t len;
+        struct user u;
+        leave_journal_with("?durability=memory", 3);
+        leave_journal_with("?durability=memory", 3); /* finds the first one's, which was never synced */
+        char *journal = test_read_file(folder, "results.journal", &len);
+        ck_assert_ptr_nonnull(journal);
+        memset(journal, 0, 200); /* a page that was not written, before ones that were */
+        test_write_file(folder, "results.journal", journal, len);
+        open_it(&u, "?durability=memory");
+        ck_assert_str_eq(user_value(&u, OM_STORE_RESULTS, "t0", NULL), "none");
+        user_close(&u);
         free(journal);
 }
 END_TEST
@@ -665,6 +683,7 @@ int main(void) {
         tcase_add_loop_test(
                 t, test_file_that_a_hand_broke_is_named_with_line_and_column_and_left_alone, 0, sizeof(edited) / sizeof(edited[0]));
         tcase_add_test(t, test_journal_cut_at_any_byte_of_its_last_line_loses_that_line_alone);
+        tcase_add_test(t, test_power_cut_without_durability_loses_a_tail_and_the_storage_opens);
         tcase_add_test(t, test_damage_in_the_middle_of_a_journal_is_an_error_that_names_the_line);
         tcase_add_test(t, test_random_bytes_in_a_journal_never_harm);
         tcase_add_test(t, test_journal_that_its_file_holds_is_not_replayed_and_one_that_it_does_not_is);

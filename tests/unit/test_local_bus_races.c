@@ -261,6 +261,26 @@ START_TEST(test_a_task_that_waited_for_its_key_and_was_never_out_begins_with_its
 }
 END_TEST
 
+START_TEST(test_a_task_of_another_priority_that_waits_for_its_key_begins_with_its_first_attempt_after_a_restart) {
+        struct bus_group *g = serve("t", "a");
+
+        ck_assert_int_eq(bus_put(&u, "{\"topic\":\"t\",\"key\":\"k\",\"payload\":{\"content\":0}}", NULL), 0);
+        ck_assert_uint_eq(bus_take(g, 1, 1000), 1);
+        ck_assert_int_eq(bus_put(&u, "{\"topic\":\"t\",\"key\":\"k\",\"priority\":5,\"payload\":{\"content\":1}}", NULL), 0);
+        ck_assert_int_eq(bus_put(&u, "{\"topic\":\"t\",\"priority\":5,\"payload\":{\"content\":2}}", NULL), 0);
+        ck_assert_uint_eq(bus_take(g, 1, 1000), 1);
+        bus_unserve(g);
+        bus_close(&u);
+        ck_assert_int_eq(bus_open(&u, &om_local_bus_ops, url, folder), 0);
+        g = serve("t", "a");
+        bus_take(g, 3, 100);
+        for (size_t i = 0; i < g->n_got; i++)
+                ck_assert_uint_eq(g->got[i]->attempt, 1);
+        ck_assert_uint_eq(g->n_got, 2);
+        bus_unserve(g);
+}
+END_TEST
+
 int main(void) {
         Suite *s = suite_create("local_bus_races");
         TCase *t = tcase_create("races");
@@ -274,5 +294,6 @@ int main(void) {
         tcase_add_test(t, test_a_second_attempt_that_a_death_ended_is_counted_after_an_undone_turn);
         tcase_add_test(t, test_a_group_that_could_not_be_filled_for_want_of_memory_is_filled_soon_after);
         tcase_add_test(t, test_a_task_that_waited_for_its_key_and_was_never_out_begins_with_its_first_attempt_after_a_restart);
+        tcase_add_test(t, test_a_task_of_another_priority_that_waits_for_its_key_begins_with_its_first_attempt_after_a_restart);
         return om_test_main(s);
 }
