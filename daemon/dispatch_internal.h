@@ -16,14 +16,12 @@
  *
  * Loop thread.
  */
-/* uthash's own choice falls through switch labels, which clang warns of; the keys are short. */
-#define HASH_FUNCTION(key, len, hash) HASH_FNV(key, len, hash)
-#include <uthash.h>
 
 #include "call.h"
 #include "chunks.h"
 #include "deadline.h"
 #include "dispatch.h"
+#include "hash.h"
 #include "log.h"
 #include "metrics.h"
 #include "results.h"
