@@ -76,11 +76,11 @@ static void give(struct om_group *g, struct om_subscription *sub, unsigned n) {
         while (n-- && g->waiting.first) {
                 struct om_lease *lease = g->waiting.first;
 
-                om_lease_unlink(&g->waiting, lease);
                 if (om_lease_give(lease, sub) < 0) {
-                        om_lease_release(lease);
+                        om_lease_release(lease); /* which takes it out of the queue */
                         continue;
                 }
+                om_lease_unlink(&g->waiting, lease);
                 om_lease_hold(lease);
         }
         om_subscription_turn(sub);

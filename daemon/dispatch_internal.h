@@ -254,7 +254,7 @@ void om_subscription_write(struct om_subscription *sub); /* at the end of a turn
 /* -- lease.c ------------------------------------------------------------------------------------------------------- */
 struct om_lease *om_lease_new(struct om_group *g, struct om_delivery *delivery);
 void om_lease_free(struct om_lease *lease);
-int om_lease_give(struct om_lease *lease, struct om_subscription *sub); /* WAITING, already unlinked → HELD */
+int om_lease_give(struct om_lease *lease, struct om_subscription *sub); /* WAITING → HELD; the caller moves it between the lists */
 void om_lease_take(struct om_lease *lease);                             /* HELD, FINISHING: no longer the subscription's */
 void om_lease_hold(struct om_lease *lease);                             /* FINISHING → HELD again */
 void om_lease_unhold(struct om_lease *lease);                           /* out of the group's held list */
