@@ -198,7 +198,7 @@ static void one_of_two_daemons_dies(void) {
         double killed = now_ms();
         MUST(UNTIL(heir->acked == HELD, 5 * IDLE), "the other daemon's worker has %ld of %d", heir->acked, HELD);
         for (int i = 0; i < HELD; i++) {
-                MUST(heir->seen[i].at_ms - killed > IDLE / 2, "taken over after %.0f ms, before its time", heir->seen[i].at_ms - killed);
+                MUST(heir->seen[i].at_ms - killed > IDLE / 2.0, "taken over after %.0f ms, before its time", heir->seen[i].at_ms - killed);
                 MUST_BE(heir->seen[i].attempt, 2);
         }
         om_test_daemon_stop(second);

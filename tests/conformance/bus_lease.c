@@ -97,13 +97,13 @@ static void extending(void) {
         struct worker *other = serve_with(&o, act_ack);
         for (double end = now_ms() + 4 * IDLE; now_ms() < end;) {
                 MUST(omni_task_extend(slow->held[0]) == 0, "extend: %s", omni_strerror(slow->client));
-                serve_for(IDLE / 5);
+                serve_for(IDLE / 5.0);
                 MUST(other->n == 0, "given to another although it was extended");
         }
         /* And it is the extending that kept it. */
         double stopped = now_ms();
         MUST(UNTIL(other->acked == 1, 10 * IDLE), "never given to another after the last extend");
-        MUST(other->seen[0].at_ms - stopped >= IDLE / 2, "lost %.0f ms after the last extend", other->seen[0].at_ms - stopped);
+        MUST(other->seen[0].at_ms - stopped >= IDLE / 2.0, "lost %.0f ms after the last extend", other->seen[0].at_ms - stopped);
 }
 
 /* -- credit ------------------------------------------------------------------------------------------------------------------------- */

@@ -147,7 +147,7 @@ static void ended(struct outcome *o, int status) {
                 o->verdict = VERDICT_OK;
         else if (WIFEXITED(status) && WEXITSTATUS(status) == CONF_NA) {
                 o->verdict = VERDICT_NA;
-                free(o->text);
+                free((char *) o->text);
                 o->text = read_file(o->folder, "reason");
         } else {
                 char *log = read_file(o->folder, "log");

@@ -298,7 +298,7 @@ static void op_publish(void) {
         if (delay)
                 n += snprintf(extra + n, sizeof extra - (size_t) n, ",\"delay_ms\":%d", delay);
         if (idem)
-                n += snprintf(extra + n, sizeof extra - (size_t) n, ",\"idempotency_key\":\"i%d\"", idem);
+                snprintf(extra + n, sizeof extra - (size_t) n, ",\"idempotency_key\":\"i%d\"", idem);
         snprintf(json, sizeof json, "{\"id\":\"id-%d\",\"topic\":\"%s\",\"payload\":{\"content\":%d}%s}", n_tasks, topics[topic], n_tasks,
                 extra);
         ck_assert_int_eq(bus_put(&u, json, &outcome), 0);
