@@ -8,7 +8,7 @@ import threading
 import time
 
 import fault  # noqa: F401  (the path to harness)
-from harness import case, main
+from harness import case, main, wait_for
 from proxy import Proxy
 
 
@@ -90,6 +90,7 @@ def an_end_of_input_passes_and_what_was_sent_before_arrives():
         s.sendall(b"last words")
         s.shutdown(socket.SHUT_WR)
         assert s.recv(100, socket.MSG_WAITALL) == b"last words"
+        wait_for(lambda: echo.ends, what="the end at the other side")  # its thread notes it after it has answered
         assert echo.ends == ["end"]
 
 
