@@ -252,6 +252,8 @@ struct om_bus_ops {
         int (*close)(struct om_bus *bus, struct om_op *op, struct om_error *e);
         /* After close has completed. Does not block. */
         void (*destroy)(struct om_bus *bus);
+        /* Of this bus, where its settings decide (queues with priorities, say); may be NULL: those above. */
+        unsigned (*capabilities_of)(const struct om_bus *bus);
 };
 
 #endif

@@ -23,7 +23,11 @@
 #include "../proto/buf.h"
 #include "../proto/error.h"
 
-#define OM_BACKEND_ABI 1u
+#define OM_BACKEND_ABI 2u
+
+/* Before the definition of a module's `const struct om_bus_ops om_NAME_bus_ops` or `const struct om_store_ops om_NAME_store_ops`, which is
+ * all that a module exports. */
+#define OM_MODULE __attribute__((visibility("default")))
 
 struct event_base;
 struct evdns_base;

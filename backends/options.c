@@ -145,8 +145,25 @@ static int refuse_unknown(const struct om_option *table, const struct om_url *u,
         return r;
 }
 
+/* "NAME.*": the backend takes all that begin so from the URL itself. */
+static bool is_family(const struct om_option *o) {
+        size_t n = strlen(o->name);
+        return n > 2 && strcmp(o->name + n - 2, ".*") == 0;
+}
+
+static void claim_family(const struct om_option *o, struct om_url *u) {
+        size_t n = strlen(o->name) - 1;
+        for (size_t i = 0; i < u->n_params; i++)
+                if (strncmp(u->params[i].name, o->name, n) == 0 && u->params[i].name[n])
+                        u->params[i].used = true;
+}
+
 int om_options_read(const struct om_option *table, struct om_url *u, void *settings, struct om_error *e) {
         for (const struct om_option *o = table; o && o->name; o++) {
+                if (is_family(o)) {
+                        claim_family(o, u);
+                        continue;
+                }
                 const char *text = om_url_param(u, o->name);
                 if (!text)
                         text = o->default_text;

@@ -16,7 +16,7 @@ enum om_option_type {
         OM_OPTION_ENUM,   /* int: place in `choices` */
 };
 struct om_option {
-        const char *name; /* NULL ends the table */
+        const char *name; /* NULL ends the table. "rdkafka.*": any parameter that begins so; the backend reads them from the URL itself */
         enum om_option_type type;
         size_t offset; /* of the field in the backend's struct of settings */
         const char *default_text;

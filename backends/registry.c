@@ -2,10 +2,11 @@
 /*
  * The table of every bus and storage that OmniDaemon knows, and the choice of one by a URL's scheme.
  *
- * Always true: a scheme belongs to at most one bus and to at most one storage; an entry without ops is known and not installed. A scheme
- * that nobody knows, one that is known for the other side only, and one whose module is missing get three different answers, so that the
- * person who reads it knows whether to mend the URL or the machine. Loop thread.
+ * Always true: a scheme belongs to at most one bus and to at most one storage; an entry without ops is known and not loaded. A scheme
+ * that nobody knows, one that is known for the other side only, and one whose module is missing or does not load get different answers, so
+ * that the person who reads it knows whether to mend the URL or the machine. Loop thread.
  */
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 
@@ -36,7 +37,7 @@ struct om_backend_entry om_stores[ROOM + 1] = {
         { "postgresql", SCHEMES("postgresql", "postgres"), "PostgreSQL tables with JSONB and full-text search", "store_postgresql.so" },
         { "mongodb", SCHEMES("mongodb", "mongodb+srv"), "MongoDB collections with TTL indexes", "store_mongodb.so" },
         { "s3", SCHEMES("s3"), "objects in a bucket of Amazon S3 or a server that speaks its protocol", "store_s3.so" },
-        { "nats", SCHEMES("nats+kv"), "NATS JetStream key-value buckets", "store_nats.so" },
+        { "nats", SCHEMES("nats+kv", "tls+kv"), "NATS JetStream key-value buckets", "store_nats.so" },
 };
 
 static const char *side_name(const struct om_backend_entry *table) { return table == om_buses ? "event bus" : "storage"; }
@@ -80,34 +81,75 @@ static int place(struct om_backend_entry *table, const char *name, const char *c
         return 0;
 }
 
-int om_registry_add_bus(const struct om_bus_ops *ops) {
+static int add(struct om_backend_entry *table, const struct om_backend_entry *row, unsigned abi) {
         struct om_backend_entry *entry;
-        if (ops->abi != OM_BACKEND_ABI)
+        if (abi != OM_BACKEND_ABI)
                 return -EINVAL;
-        int r = place(om_buses, ops->name, ops->schemes, &entry);
-        if (r == 0)
-                *entry = (struct om_backend_entry){ ops->name, ops->schemes, ops->doc, entry->module, ops, NULL };
+        int r = place(table, row->name, row->schemes, &entry);
+        if (r == 0) {
+                const char *module = entry->module;
+                *entry = *row;
+                entry->module = module;
+        }
         return r;
 }
 
+int om_registry_add_bus(const struct om_bus_ops *ops) {
+        return add(om_buses, &(struct om_backend_entry){ ops->name, ops->schemes, ops->doc, NULL, ops, NULL }, ops->abi);
+}
+
 int om_registry_add_store(const struct om_store_ops *ops) {
-        struct om_backend_entry *entry;
-        if (ops->abi != OM_BACKEND_ABI)
-                return -EINVAL;
-        int r = place(om_stores, ops->name, ops->schemes, &entry);
-        if (r == 0)
-                *entry = (struct om_backend_entry){ ops->name, ops->schemes, ops->doc, entry->module, NULL, ops };
+        return add(om_stores, &(struct om_backend_entry){ ops->name, ops->schemes, ops->doc, NULL, NULL, ops }, ops->abi);
+}
+
+/* -- modules ------------------------------------------------------------------------------------------------------- */
+
+static bool is_bus(const struct om_backend_entry *entry) { return entry >= om_buses && entry <= om_buses + ROOM; }
+
+static int missing(const struct om_backend_entry *entry, struct om_error *e) {
+        char with[32];
+        size_t n = 0;
+        for (; entry->name[n] && n < sizeof(with) - 1; n++)
+                with[n] = (char) toupper((unsigned char) entry->name[n]);
+        with[n] = 0;
+        return om_error_set(e, OM_UNSUPPORTED, "the module %s is not in %s; install the package omnidaemon-%s, or build with WITH_%s=yes",
+                entry->module, om_module_folder(), entry->name, with);
+}
+
+/* What a module says of itself must be what the table says of it. */
+static int check_module(const struct om_backend_entry *entry, unsigned abi, const char *name, struct om_error *e) {
+        if (abi != OM_BACKEND_ABI)
+                return om_error_set(e, OM_UNSUPPORTED, "%s/%s has interface number %u, this daemon has %u; install both in one version",
+                        om_module_folder(), entry->module, abi, OM_BACKEND_ABI);
+        if (strcmp(name, entry->name) != 0)
+                return om_error_set(e, OM_UNSUPPORTED, "%s/%s calls itself \"%.60s\"", om_module_folder(), entry->module, name);
+        return 0;
+}
+
+int om_registry_load(struct om_backend_entry *entry, struct om_error *e) {
+        char symbol[80];
+        const void *found;
+        if (installed(entry))
+                return 0;
+        snprintf(symbol, sizeof(symbol), "om_%s_%s_ops", entry->name, is_bus(entry) ? "bus" : "store");
+        int r = om_module_load(entry->module, symbol, &found, e);
+        if (r < 0)
+                return r == -ENOENT ? missing(entry, e) : -EOPNOTSUPP;
+        const struct om_bus_ops *bus = is_bus(entry) ? found : NULL;
+        const struct om_store_ops *store = is_bus(entry) ? NULL : found;
+        r = check_module(entry, bus ? bus->abi : store->abi, bus ? bus->name : store->name, e);
+        if (r == 0 && (r = bus ? om_registry_add_bus(bus) : om_registry_add_store(store)) < 0)
+                r = om_error_set(e, OM_UNSUPPORTED, "%s/%s claims a scheme of another one", om_module_folder(), entry->module);
         return r;
 }
 
 /* -- saying why not ------------------------------------------------------------------------------------------------ */
 
-static const char *join_names(const struct om_backend_entry *table, bool only_installed, char *out, size_t size) {
+static const char *join_names(const struct om_backend_entry *table, char *out, size_t size) {
         size_t n = 0;
         out[0] = 0;
         for (; table->name && n < size; table++)
-                if (!only_installed || installed(table))
-                        n += (size_t) snprintf(out + n, size - n, "%s%s", n ? ", " : "", table->name);
+                n += (size_t) snprintf(out + n, size - n, "%s%s", n ? ", " : "", table->name);
         return out;
 }
 
@@ -129,7 +171,7 @@ static const char *offer(const struct om_backend_entry *table, const char *schem
         return name_is_scheme ? near : entry->schemes[0];
 }
 
-static int unknown(struct om_backend_entry *table, const char *scheme, const char *setting, struct om_error *e) {
+static void unknown(struct om_backend_entry *table, const char *scheme, const char *setting, struct om_error *e) {
         struct om_backend_entry *other = table == om_buses ? om_stores : om_buses;
         char known[200], hint[160] = "";
         const char *near = NULL;
@@ -137,37 +179,37 @@ static int unknown(struct om_backend_entry *table, const char *scheme, const cha
                 snprintf(hint, sizeof(hint), "; it is the URL of %s %s", table == om_buses ? "a" : "an", side_name(other));
         else if ((near = offer(table, scheme)))
                 snprintf(hint, sizeof(hint), "; did you mean %.100s?", near);
-        return om_error_set(e, OM_UNSUPPORTED, "unsupported %s \"%.60s\" in %s; known: %s%s", side_name(table), scheme, setting,
-                join_names(table, false, known, sizeof(known)), hint);
+        om_error_set(e, OM_UNSUPPORTED, "unsupported %s \"%.60s\" in %s; known: %s%s", side_name(table), scheme, setting,
+                join_names(table, known, sizeof(known)), hint);
 }
 
-static int choose(struct om_backend_entry *table, const struct om_url *url, const char *setting, const struct om_backend_entry **ret,
-        struct om_error *e) {
-        const struct om_backend_entry *entry = find_scheme(table, url->scheme);
-        if (!entry)
-                return unknown(table, url->scheme, setting, e);
-        if (!installed(entry)) {
-                char have[200];
-                return om_error_set(e, OM_UNSUPPORTED,
-                        "%s \"%s\" in %s needs the module %s, which is not installed in this version; installed: %s", side_name(table),
-                        entry->name, setting, entry->module, join_names(table, true, have, sizeof(have)));
+/* The loaded entry for a URL; NULL: `e` says why not, as unsupported. */
+static const struct om_backend_entry *choose(
+        struct om_backend_entry *table, const struct om_url *url, const char *setting, struct om_error *e) {
+        struct om_backend_entry *entry = find_scheme(table, url->scheme);
+        if (!entry) {
+                unknown(table, url->scheme, setting, e);
+                return NULL;
         }
-        *ret = entry;
-        return 0;
+        if (om_registry_load(entry, e) < 0) {
+                om_error_prefix(e, "%s \"%s\" in %s", side_name(table), entry->name, setting);
+                return NULL;
+        }
+        return entry;
 }
 
 int om_registry_bus(const struct om_url *url, const char *setting, const struct om_bus_ops **ret, struct om_error *e) {
-        const struct om_backend_entry *entry;
-        int r = choose(om_buses, url, setting, &entry, e);
-        if (r == 0)
-                *ret = entry->bus;
-        return r;
+        const struct om_backend_entry *entry = choose(om_buses, url, setting, e);
+        if (!entry)
+                return -EOPNOTSUPP;
+        *ret = entry->bus;
+        return 0;
 }
 
 int om_registry_store(const struct om_url *url, const char *setting, const struct om_store_ops **ret, struct om_error *e) {
-        const struct om_backend_entry *entry;
-        int r = choose(om_stores, url, setting, &entry, e);
-        if (r == 0)
-                *ret = entry->store;
-        return r;
+        const struct om_backend_entry *entry = choose(om_stores, url, setting, e);
+        if (!entry)
+                return -EOPNOTSUPP;
+        *ret = entry->store;
+        return 0;
 }

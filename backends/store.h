@@ -26,6 +26,7 @@ enum {
         OM_STORE_TTL = 1 << 0,    /* the system expires by itself */
         OM_STORE_SEARCH = 1 << 1, /* search over results: task.search */
         OM_STORE_SHARED = 1 << 2, /* several daemons may use it at once */
+        OM_STORE_QUERY = 1 << 3,  /* answers queries in its own language: storage.query */
 };
 
 struct om_store;
@@ -44,7 +45,7 @@ struct om_store_entry {
 enum om_store_kind { OM_STORE_AGENTS, OM_STORE_RESULTS, OM_STORE_METRICS, OM_STORE_CONFIG, OM_STORE_KEYS /* of put_if_absent */ };
 
 /* Writes entries of one kind, each with its outcome; those of one batch reach the disk or the server together. agents: (key, name)
- * replaced; results: (key, name) replaced; metrics: appended; config: replaced. */
+ * replaced; results: (key, name) replaced; metrics: appended; config: replaced; keys: replaced, with their expiry (for migration). */
 struct om_store_put {
         struct om_op op;
         enum om_store_kind kind;
@@ -76,7 +77,7 @@ struct om_store_list {
         struct om_span next_cursor; /* absent: that was the end */
 };
 /* Deletes. agents: key and name, or key alone for a topic's · results: key (all agents' or name's) · config: key · whole kind with neither
- * (clear). */
+ * (clear) · keys: key (for migration). */
 struct om_store_delete {
         struct om_op op;
         enum om_store_kind kind;
@@ -96,6 +97,25 @@ struct om_store_health {
         struct om_op op;
         struct om_arena arena;
         struct om_span info; /* one JSON object: {"durability":"strong","path":…,"agents":3,"results":100,…} */
+};
+
+enum { OM_STORE_QUERY_ROWS_MAX = 10000, OM_STORE_QUERY_BYTES_MAX = 8 << 20 };
+/*
+ * A query in the system's own language, for people who look into their data. It can only read: the backend sees to it that the system
+ * itself refuses every write, however the text is made.
+ *
+ * -EINVAL: the text is wrong, with the system's own words. -ETIMEDOUT: it took longer than timeout_ms, and the system has stopped it.
+ */
+struct om_store_query {
+        struct om_op op;
+        struct om_span text; /* borrowed */
+        int64_t timeout_ms;  /* at least 1 */
+        size_t limit;        /* rows, 1 to OM_STORE_QUERY_ROWS_MAX */
+        struct om_arena arena;
+        /* out: {"columns":["a",…],"rows":[[1,…],…],"truncated":false}: one JSON text of at most about OM_STORE_QUERY_BYTES_MAX; truncated:
+         * there are more rows than `limit` or than fit. Values have their JSON type where the system's type has one, else they are strings.
+         */
+        struct om_span answer;
 };
 
 enum om_store_state { OM_STORE_CONNECTING, OM_STORE_READY, OM_STORE_FAILED };
@@ -119,6 +139,7 @@ struct om_store_ops {
         int (*remove)(struct om_store *s, struct om_store_delete *op, struct om_error *e);
         int (*put_if_absent)(struct om_store *s, struct om_store_put_if_absent *op, struct om_error *e);
         int (*health)(struct om_store *s, struct om_store_health *op, struct om_error *e);
+        int (*query)(struct om_store *s, struct om_store_query *op, struct om_error *e); /* with OM_STORE_QUERY; else NULL */
         /* As om_bus_ops.close and destroy. */
         int (*close)(struct om_store *s, struct om_op *op, struct om_error *e);
         void (*destroy)(struct om_store *s);

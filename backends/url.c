@@ -7,7 +7,8 @@
  *   - a raw `@` stands only between user information and host; elsewhere it is written %40;
  *   - a fragment is refused; `#` is written %23;
  *   - every parameter is name=value, and a name stands once. `+` in a value is a plus.
- * On the other hand spaces and bytes above 127 may stand in paths, as file names have them.
+ * On the other hand bytes above 127 may stand anywhere, and spaces in paths, as file names have them; elsewhere a space would end what is
+ * hidden of a secret in a line of text.
  *
  * Always true: a message names the part and the byte where it is, and never quotes what stands there; `redacted` and om_url_redact() come
  * from one function, which looks at the text alone, so that a URL that cannot be read is hidden as well as one that can. No state; any
@@ -82,10 +83,17 @@ static int read_scheme(const struct reader *r, struct om_url *u, const char **p)
         return 0;
 }
 
+static int refuse_space(const struct reader *r, const char *part, const char *p, const char *end) {
+        const char *space = memchr(p, ' ', (size_t) (end - p));
+        return space
+                ? om_error_set(r->e, OM_INVALID, "%s of the URL: a space at byte %zu; here it is written %%20", part, place_of(r, space))
+                : 0;
+}
+
 static int read_user(const struct reader *r, struct om_url *u, const char *p, const char *end) {
         const char *colon = memchr(p, ':', (size_t) (end - p));
-        int x = 0;
-        if ((colon ? colon : end) > p)
+        int x = refuse_space(r, "the user information", p, end);
+        if (x == 0 && (colon ? colon : end) > p)
                 x = decode(r, "the user", p, colon ? colon : end, &u->user);
         if (x == 0 && colon)
                 x = decode(r, "the password", colon + 1, end, &u->password);
@@ -195,7 +203,9 @@ static int read_param(const struct reader *r, struct om_url *u, const char *p, c
         if (!equals || equals == p)
                 return om_error_set(r->e, OM_INVALID, "byte %zu of the URL: a parameter is name=value", place_of(r, p));
         struct om_url_param *param = &u->params[u->n_params++];
-        int x = decode(r, "a parameter's name", p, equals, &param->name);
+        int x = refuse_space(r, "a parameter", p, end);
+        if (x == 0)
+                x = decode(r, "a parameter's name", p, equals, &param->name);
         if (x == 0)
                 x = decode(r, "a parameter's value", equals + 1, end, &param->value);
         for (size_t i = 0; x == 0 && i + 1 < u->n_params; i++)
@@ -346,6 +356,17 @@ static bool secret_name(const char *p, const char *end) {
         return p < end; /* a name too long to look at */
 }
 
+/* Whether a parameter's value has an escaped `@`, once or twice: it may be a URL with a password of its own. */
+static bool may_be_a_url(const char *p, const char *end) {
+        for (; p < end && *p != '&' && !is_blank(*p); p++)
+                if (*p == '%') {
+                        const char *digits = end - p >= 5 && memcmp(p + 1, "25", 2) == 0 ? p + 3 : p + 1;
+                        if (end - digits >= 2 && memcmp(digits, "40", 2) == 0)
+                                return true;
+                }
+        return false;
+}
+
 /* Copies [p, end), which has no user information, with the values of secret parameters hidden. */
 static void redact_params(struct om_buf *out, const char *p, const char *end) {
         bool query = false;
@@ -358,7 +379,7 @@ static void redact_params(struct om_buf *out, const char *p, const char *end) {
                 const char *equals = p;
                 while (equals < end && *equals != '=' && *equals != '&' && !is_blank(*equals))
                         equals++;
-                if (equals == end || *equals != '=' || !secret_name(p, equals))
+                if (equals == end || *equals != '=' || !(secret_name(p, equals) || may_be_a_url(equals, end)))
                         continue;
                 om_buf_put(out, p, (size_t) (equals - p) + 1);
                 om_buf_lit(out, "***");

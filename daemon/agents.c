@@ -20,7 +20,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <utlist.h>
-#include "hash.h"
+#include "../proto/hash.h"
 
 #include "agents.h"
 #include "log.h"

@@ -3,7 +3,7 @@
  * Calls: see call.h. A call is in one of these lists or in none:
  *
  *   out      a backend has it; done() is still to come
- *   waiting  for room: in order, one queue for the bus and one for the storage, so that one does not hold up the other
+ *   waiting  for room: one line for the bus and one for the storage, so that one does not hold up the other
  *   none     posted: its failure is on the way to done(); or the caller's
  *
  * Loop thread.
@@ -12,22 +12,38 @@
 #include <stdlib.h>
 #include <utlist.h>
 
-#include "call.h"
+#include "call_line.h"
 #include "log.h"
 
 enum { MINE /* the caller's */, WAITING, OUT, POSTED };
-enum { BUS, STORE, N_SIDES };
+enum { BUS, STORE, RESULTS, N_SIDES }; /* results may have a storage of their own: a slow one is in nobody else's way */
+enum { ARENA_BYTES = 2 << 10 };        /* what a call's arena comes to, about */
 
 struct om_calls {
         struct om_core *core;
-        struct om_call *out, *waiting[N_SIDES];
-        unsigned n_out;
+        struct om_call *out;
+        struct om_call_line waiting[N_SIDES];
+        unsigned n_out[N_SIDES];
         unsigned n_open; /* started and not done yet, posted ones included */
         bool stopping;
         struct om_post *stopped;
 };
 
-static int side_of(enum om_call_type type) { return type <= OM_CALL_BUS_SUBSCRIBE ? BUS : STORE; }
+static int side_of(const struct om_call *c) {
+        enum om_store_kind kind = OM_STORE_CONFIG;
+
+        if (c->type <= OM_CALL_BUS_SUBSCRIBE)
+                return BUS;
+        if (c->type == OM_CALL_STORE_PUT)
+                kind = c->put.kind;
+        else if (c->type == OM_CALL_STORE_GET)
+                kind = c->get.kind;
+        else if (c->type == OM_CALL_STORE_LIST)
+                kind = c->list.kind;
+        else if (c->type == OM_CALL_STORE_DELETE)
+                kind = c->remove.kind;
+        return kind == OM_STORE_RESULTS ? RESULTS : STORE;
+}
 
 static void free_output(struct om_call *c) {
         switch (c->type) {
@@ -46,6 +62,9 @@ static void free_output(struct om_call *c) {
         case OM_CALL_STORE_HEALTH:
                 om_arena_deinit(&c->health.arena);
                 break;
+        case OM_CALL_STORE_QUERY:
+                om_arena_deinit(&c->store_query.arena);
+                break;
         default:
                 break;
         }
@@ -60,6 +79,7 @@ void om_call_reset(struct om_call *c, enum om_call_type type, om_call_done_fn *d
         c->done = done;
         c->status = 0;
         c->timed_out = false;
+        c->timeout_ms = 0;
 }
 
 struct om_call *om_call_new(struct om_core *core, struct om_request *req, enum om_call_type type, om_call_done_fn *done) {
@@ -76,6 +96,10 @@ struct om_call *om_call_new(struct om_core *core, struct om_request *req, enum o
         c->req = req;
         c->type = type;
         c->done = done;
+        if (req) {
+                c->serial = req->session ? om_session_serial(req->session) : 0;
+                om_request_takes(req, sizeof *c + ARENA_BYTES);
+        }
         return c;
 }
 
@@ -154,7 +178,7 @@ static void on_done(struct om_op *op, int status, const struct om_error *e) {
         struct om_calls *calls = c->core->calls;
 
         DL_DELETE(calls->out, c);
-        calls->n_out--;
+        calls->n_out[side_of(c)]--;
         completed(c, status, e);
 }
 
@@ -162,9 +186,8 @@ static int send_op(struct om_call *c, struct om_error *e) {
         const struct om_bus_ops *bus = c->core->bus_ops;
         const struct om_store_ops *store = c->core->store_ops;
 
-        if (side_of(c->type) == BUS ? !c->core->bus : !c->core->store)
-                return om_error_set(
-                        e, OM_UNAVAILABLE, "the %s is closed: the daemon is stopping", side_of(c->type) == BUS ? "bus" : "storage");
+        if (side_of(c) == BUS ? !c->core->bus : !c->core->store)
+                return om_error_set(e, OM_UNAVAILABLE, "the %s is closed: the daemon is stopping", side_of(c) == BUS ? "bus" : "storage");
         c->op.done = on_done;
         switch (c->type) {
         case OM_CALL_BUS_QUERY:
@@ -185,6 +208,8 @@ static int send_op(struct om_call *c, struct om_error *e) {
                 return store->put_if_absent(c->core->store, &c->put_if_absent, e);
         case OM_CALL_STORE_HEALTH:
                 return store->health(c->core->store, &c->health, e);
+        case OM_CALL_STORE_QUERY:
+                return store->query(c->core->store, &c->store_query, e);
         case OM_CALL_NONE:
                 break;
         }
@@ -218,7 +243,7 @@ static bool try_send(struct om_call *c) {
         struct om_error e = OM_ERROR_INIT;
         int r;
 
-        if (calls->n_out >= OM_CALLS_MAX)
+        if (calls->n_out[side_of(c)] >= OM_CALLS_MAX)
                 return false;
         c->started_ns = om_clock_ns();
         r = send_op(c, &e);
@@ -230,7 +255,7 @@ static bool try_send(struct om_call *c) {
         }
         c->state = OUT;
         DL_APPEND(calls->out, c);
-        calls->n_out++;
+        calls->n_out[side_of(c)]++;
         return true;
 }
 
@@ -238,30 +263,30 @@ static void send_waiting(struct om_calls *calls) {
         struct om_call *c;
 
         for (int side = 0; side < N_SIDES; side++)
-                while ((c = calls->waiting[side])) {
-                        DL_DELETE(calls->waiting[side], c);
+                while ((c = om_call_line_next(&calls->waiting[side])))
                         if (!try_send(c)) {
-                                DL_PREPEND(calls->waiting[side], c);
+                                om_call_line_put_back(&calls->waiting[side], c);
                                 break;
                         }
-                }
 }
 
+static int64_t deadline_ms(const struct om_call *c) { return c->timeout_ms ? c->timeout_ms : c->core->settings->call_timeout_ms; }
+
 static void timed_out(const struct om_call *c, struct om_error *e) {
-        om_error_set(e, OM_TIMEOUT, "the %s did not answer within %lld ms (CALL_TIMEOUT)", side_of(c->type) == BUS ? "bus" : "storage",
-                (long long) c->core->settings->call_timeout_ms);
+        om_error_set(e, OM_TIMEOUT, "the %s did not answer within %lld ms%s", side_of(c) == BUS ? "bus" : "storage",
+                (long long) deadline_ms(c), c->timeout_ms ? "" : " (CALL_TIMEOUT)");
 }
 
 static void on_deadline(evutil_socket_t fd, short what, void *ctx) {
         struct om_call *c = ctx;
-        int side = side_of(c->type);
+        int side = side_of(c);
         struct om_error e;
 
         c->timed_out = true;
         if (c->state == WAITING) {
                 om_error_set(&e, OM_LIMIT, "the %s had no room within %lld ms: too much is in flight", side == BUS ? "bus" : "storage",
-                        (long long) c->core->settings->call_timeout_ms);
-                DL_DELETE(c->core->calls->waiting[side], c);
+                        (long long) deadline_ms(c));
+                om_call_line_remove(&c->core->calls->waiting[side], c);
                 fail_later(c, -ENOBUFS, &e);
         } else if (c->state == OUT) {
                 /* The completion still comes. When it cannot be hurried, the client need not wait for it. */
@@ -277,24 +302,25 @@ static void on_deadline(evutil_socket_t fd, short what, void *ctx) {
 
 void om_call_start(struct om_call *c) {
         struct om_calls *calls = c->core->calls;
-        int64_t ms = c->core->settings->call_timeout_ms;
+        int64_t ms = deadline_ms(c);
         struct timeval tv = { .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 };
-        int side = side_of(c->type);
+        int side = side_of(c);
         struct om_error e;
 
         calls->n_open++;
         event_assign(&c->deadline, om_loop_base(c->core->loop), -1, 0, on_deadline, c);
-        event_add(&c->deadline, &tv);
+        if (event_add(&c->deadline, &tv) < 0)
+                c->no_memory = true;
         if (c->no_memory) {
                 c->no_memory = false;
                 fail_later(c, om_error_set_errno(&e, ENOMEM, "a call to bus or storage"), &e);
         } else if (calls->stopping) {
                 om_error_set(&e, OM_UNAVAILABLE, "the daemon is stopping");
                 fail_later(c, -EAGAIN, &e);
-        } else if (calls->waiting[side] || !try_send(c)) {
+        } else if (!om_call_line_is_empty(&calls->waiting[side]) || !try_send(c)) {
                 c->state = WAITING;
                 c->started_ns = om_clock_ns();
-                DL_APPEND(calls->waiting[side], c);
+                om_call_line_put(&calls->waiting[side], c);
         }
 }
 
@@ -433,10 +459,7 @@ void om_call_put_one(struct om_call *c, enum om_store_kind kind, const struct om
 
 /* -- for the core -------------------------------------------------------------------------------------------------- */
 
-void om_calls_kick(struct om_core *core) {
-        if (core->calls->waiting[BUS] || core->calls->waiting[STORE])
-                send_waiting(core->calls);
-}
+void om_calls_kick(struct om_core *core) { send_waiting(core->calls); }
 
 int om_calls_new(struct om_core *core, struct om_calls **ret) {
         struct om_calls *calls = calloc(1, sizeof *calls);
@@ -458,10 +481,8 @@ void om_calls_stop(struct om_calls *calls, struct om_post *done) {
         calls->stopped = done;
         om_error_set(&e, OM_UNAVAILABLE, "the daemon is stopping");
         for (int side = 0; side < N_SIDES; side++)
-                while ((c = calls->waiting[side])) {
-                        DL_DELETE(calls->waiting[side], c);
+                while ((c = om_call_line_next(&calls->waiting[side])))
                         fail_later(c, -EAGAIN, &e);
-                }
         DL_FOREACH_SAFE (calls->out, c, next)
                 om_op_cancel(&c->op);
         stopped_when_empty(calls);

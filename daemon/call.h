@@ -6,8 +6,9 @@
  * needs and nobody should write twice:
  *
  *   - the core's deadline (call_timeout_ms): when it is over the operation is cancelled and fails as `timeout`;
- *   - room: at most OM_CALLS_MAX are out at a time, since each may hold a page of rows; the others, and those that a backend refused with
- *     -ENOBUFS, wait in order and go out as others complete. Waiting counts towards the deadline;
+ *   - room: at most OM_CALLS_MAX are out at the bus, at the storage, and at the storage for results, since each may hold a page of rows;
+ * the others, and those that a backend refused with -ENOBUFS, wait and go out as others complete, those of one connection in order, a
+ * connection with many behind one with few (call_line.c). Waiting counts towards the deadline;
  *   - one way to fail: done() gets the status, and om_call_fail() answers the request with the error.
  *
  * Always true: after om_call_start() done() is called exactly once and never before om_call_start() returned, also when the backend
@@ -36,6 +37,7 @@ enum om_call_type {
         OM_CALL_STORE_DELETE,
         OM_CALL_STORE_PUT_IF_ABSENT,
         OM_CALL_STORE_HEALTH,
+        OM_CALL_STORE_QUERY,
 };
 
 struct om_call;
@@ -49,6 +51,7 @@ struct om_call {
         void *data;            /* the caller's */
         struct om_arena arena; /* for inputs: they must live until done() */
         enum om_call_type type;
+        int64_t timeout_ms; /* of the operation; 0: CALL_TIMEOUT */
         union {
                 struct om_op op;
                 struct om_bus_query query;
@@ -60,6 +63,7 @@ struct om_call {
                 struct om_store_delete remove;
                 struct om_store_put_if_absent put_if_absent;
                 struct om_store_health health;
+                struct om_store_query store_query;
         };
         uint64_t started_ns; /* of the operation; for latency */
 
@@ -72,8 +76,11 @@ struct om_call {
 
         /* call.c's */
         int state, status;
+        uint64_t serial; /* of the connection that asked; 0: the daemon itself */
+        bool is_first;   /* where it stands in its line */
+        bool is_counted; /* among its connection's */
         bool timed_out;
-        bool no_memory; /* an input could not be copied: an absent one can mean "all" */
+        bool no_memory; /* an input could not be copied (an absent one can mean "all"), or the deadline not be set */
         struct om_call *next, *prev;
         struct event deadline;
         struct om_post post;

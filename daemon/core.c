@@ -21,15 +21,17 @@
 #include "agents.h"
 #include "call.h"
 #include "dispatch.h"
+#include "inventory.h"
 #include "log.h"
 #include "metrics.h"
 #include "results.h"
+#include "storage_routes.h"
 #include "watch.h"
 
 /* What the core keeps while it opens and while it stops. */
 struct om_core_private {
         struct om_core core; /* first: a core is one of these */
-        struct om_url *bus_address, *store_address;
+        struct om_url *bus_address;
         struct om_post *ready;
         struct om_bus_events bus_events;
         /* stopping */
@@ -75,9 +77,25 @@ static void on_bus_state(void *ctx, enum om_bus_state state, const struct om_err
         om_calls_kick(core);
 }
 
+/* A switch of storages changes it. */
+static int note_store_url(struct om_core *core) {
+        const char *now = om_routes_url(core->store);
+        char *copy;
+
+        if (core->store_url && strcmp(core->store_url, now) == 0)
+                return 0;
+        copy = strdup(now);
+        if (!copy)
+                return core->store_url ? 0 : -ENOMEM;
+        free(core->store_url);
+        core->store_url = copy;
+        return 0;
+}
+
 static void on_store_state(void *ctx, enum om_store_state state, const struct om_error *e) {
         struct om_core *core = ctx;
 
+        note_store_url(core);
         log_state("storage", core->store_ops->name, (int) core->store_state, (int) state, e);
         core->store_state = state;
         core->store_error = e && state != OM_STORE_READY ? *e : (struct om_error) OM_ERROR_INIT;
@@ -91,7 +109,7 @@ static const struct om_store_events store_events = { .state = on_store_state };
 
 /* -- opening ------------------------------------------------------------------------------------------------------- */
 
-static int find_backends(struct om_core *core, struct om_error *e) {
+static int find_bus(struct om_core *core, struct om_error *e) {
         struct om_core_private *p = private_of(core);
         int r;
 
@@ -100,19 +118,11 @@ static int find_backends(struct om_core *core, struct om_error *e) {
                 om_error_prefix(e, "EVENT_BUS_URL");
                 return r;
         }
-        r = om_url_parse(core->settings->storage_url, &p->store_address, e);
-        if (r < 0) {
-                om_error_prefix(e, "STORAGE_URL");
-                return r;
-        }
         r = om_registry_bus(p->bus_address, "EVENT_BUS_URL", &core->bus_ops, e);
-        if (r == 0)
-                r = om_registry_store(p->store_address, "STORAGE_URL", &core->store_ops, e);
         if (r < 0)
                 return r;
         core->bus_url = strdup(p->bus_address->redacted);
-        core->store_url = strdup(p->store_address->redacted);
-        return core->bus_url && core->store_url ? 0 : om_error_set_errno(e, ENOMEM, "the core");
+        return core->bus_url ? 0 : om_error_set_errno(e, ENOMEM, "the core");
 }
 
 /* The storage first: it is what the bus's events may lead to. */
@@ -120,11 +130,13 @@ static int open_backends(struct om_core *core, struct om_error *e) {
         struct om_core_private *p = private_of(core);
         int r;
 
-        r = core->store_ops->open(core->host, p->store_address, &store_events, core, &core->store, e);
-        if (r < 0) {
-                om_error_prefix(e, "STORAGE_URL %s", core->store_url);
+        r = om_routes_open(core->host, core->settings, &store_events, core, &core->store_ops, &core->store, e);
+        if (r == 0)
+                r = note_store_url(core);
+        if (r == -ENOMEM && e->kind == OM_OK)
+                om_error_set_errno(e, ENOMEM, "the storage's URL");
+        if (r < 0)
                 return r;
-        }
         p->bus_events = om_dispatch_events;
         p->bus_events.state = on_bus_state;
         r = core->bus_ops->open(core->host, p->bus_address, &p->bus_events, core, &core->bus, e);
@@ -138,25 +150,27 @@ static int make_parts(struct om_core *core) {
 
         if ((r = om_calls_new(core, &core->calls)) < 0 || (r = om_metrics_new(core, &core->metrics)) < 0 ||
                 (r = om_session_pool_new(core, &core->pool)) < 0 || (r = om_watch_new(core, &core->watch)) < 0 ||
-                (r = om_results_new(core, &core->results)) < 0 || (r = om_agents_new(core, &core->agents)) < 0)
+                (r = om_results_new(core, &core->results)) < 0 || (r = om_agents_new(core, &core->agents)) < 0 ||
+                (r = om_inventory_new(core, &core->inventory)) < 0)
                 return r;
         return om_dispatch_new(core, &core->dispatch);
 }
 
 int om_core_new(struct om_loop *loop, struct om_settings *settings, struct om_post *ready, struct om_core **ret, struct om_error *e) {
         struct om_core_private *p = calloc(1, sizeof *p);
-        struct om_core *core = &p->core;
+        struct om_core *core;
         int r;
 
         if (!p)
                 return om_error_set_errno(e, ENOMEM, "the core");
+        core = &p->core;
         core->loop = loop;
         core->host = om_loop_host(loop);
         core->settings = settings;
         core->started_ms = om_now_ms();
         om_task_id_new(core->runner_id);
         p->ready = ready;
-        r = find_backends(core, e);
+        r = find_bus(core, e);
         if (r < 0)
                 goto failed;
         r = make_parts(core);
@@ -336,13 +350,14 @@ void om_core_free(struct om_core *core) {
         core->results = NULL;
         om_agents_free(core->agents);
         core->agents = NULL;
+        om_inventory_free(core->inventory);
+        core->inventory = NULL;
         om_watch_free(core->watch);
         core->watch = NULL;
         om_session_pool_free(core->pool);
         om_metrics_free(core->metrics);
         om_calls_free(core->calls);
         om_url_free(p->bus_address);
-        om_url_free(p->store_address);
         free(core->bus_url);
         free(core->store_url);
         free(p);

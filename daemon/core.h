@@ -21,6 +21,7 @@ struct om_results;
 struct om_metrics;
 struct om_watch;
 struct om_agents;
+struct om_inventory;
 
 struct om_core {
         struct om_settings *settings;
@@ -44,6 +45,7 @@ struct om_core {
         struct om_metrics *metrics;
         struct om_watch *watch;
         struct om_agents *agents; /* the registry of agents, kept in the storage: agents.c */
+        struct om_inventory *inventory;
 
         struct om_session_pool *pool;
         struct om_session *sessions; /* list; session.c's */
@@ -52,7 +54,8 @@ struct om_core {
 
         char runner_id[40]; /* of this daemon's run: a UUID */
         int64_t started_ms;
-        bool stopping; /* publishes are refused; clients have been told */
+        bool stopping;   /* publishes are refused; clients have been told */
+        bool is_program; /* main's: our process is omnidaemond, which can be run again to look at its modules; false in tests */
         /* main's: asks for a reload; returns what om_settings_reload() returned. NULL in tests. */
         int (*reload)(struct om_core *core, const char ***ret_changed, const char ***ret_restart, struct om_error *e);
 };
@@ -66,5 +69,10 @@ int om_core_new(struct om_loop *loop, struct om_settings *settings, struct om_po
  * stopped->fn. */
 void om_core_stop(struct om_core *core, struct om_post *stopped);
 void om_core_free(struct om_core *core);
+
+/* What the bus that is open does natively. */
+static inline unsigned om_core_bus_capabilities(const struct om_core *core) {
+        return core->bus && core->bus_ops->capabilities_of ? core->bus_ops->capabilities_of(core->bus) : core->bus_ops->capabilities;
+}
 
 #endif

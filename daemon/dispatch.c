@@ -148,6 +148,7 @@ static void group_unsubscribe(struct om_group *g) {
                 g->d->core->bus_ops->unsubscribe(g->bus_sub);
         g->bus_sub = NULL;
         g->wanted = 0;
+        om_leases_unpromise(g);
 }
 
 static void end_tell(struct om_end *end) {

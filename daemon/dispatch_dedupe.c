@@ -7,7 +7,8 @@
  *
  * A publish whose key is new writes the first record, publishes, and is answered when the second is written. One that finds both is a
  * duplicate. One that finds only the first follows a death in between (or a failed publish): it publishes under the first one's id, so
- * that nothing is lost and a repeat can be recognised. Two at once with one key in this daemon: the second is told to come back.
+ * that nothing is lost and a repeat can be recognised. Two at once with one key in this daemon: the second is not published, it gets the
+ * first one's outcome. Its batch does not wait for that to publish the rest, so no two batches can wait for each other.
  *
  * Called by dispatch_publish.c. Loop thread.
  */
@@ -21,12 +22,19 @@ struct om_dedupe_key {
         char text[OM_STORE_KEY_MAX]; /* what stands behind the prefix */
         size_t len;
 };
+struct follower { /* waits for the outcome of a publish with its key */
+        struct follower *next;
+        struct om_publish_batch *batch; /* held */
+        struct om_publish_ticket *ticket;
+        size_t index; /* in the ticket */
+};
 struct om_dedupe {
         struct om_dedupe_key key; /* first */
         struct om_dispatch *d;
         struct om_publish_batch *batch;
         size_t index;
         struct om_publish_ticket *ticket;
+        struct follower *followers;
         char id[OM_NAME_MAX + 1]; /* under which it is published */
 };
 
@@ -101,16 +109,26 @@ static void on_begun(struct om_call *c, int status, const struct om_error *e) {
         om_call_start(c);
 }
 
-struct om_dedupe *om_dedupe_check(
-        struct om_dispatch *d, struct om_publish_batch *batch, size_t index, const struct om_task *task, struct om_error *e) {
+static int follow(
+        struct om_dedupe *first, struct om_publish_batch *batch, struct om_publish_ticket *ticket, size_t index, struct om_error *e) {
+        struct follower *f = malloc(sizeof *f);
+
+        if (!f)
+                return om_error_set_errno(e, ENOMEM, "an idempotency key");
+        *f = (struct follower){ first->followers, batch, ticket, index };
+        first->followers = f;
+        om_publish_hold(batch);
+        return 1;
+}
+
+int om_dedupe_check(struct om_dispatch *d, struct om_publish_batch *batch, size_t index, const struct om_task *task,
+        struct om_publish_ticket *ticket, size_t ticket_index, struct om_dedupe **ret, struct om_error *e) {
         struct om_dedupe *check = calloc(1, sizeof *check);
         struct om_dedupe_key *other, *key = check ? &check->key : NULL;
         struct om_call *c;
 
-        if (!check) {
-                om_error_set_errno(e, ENOMEM, "an idempotency key");
-                return NULL;
-        }
+        if (!check)
+                return om_error_set_errno(e, ENOMEM, "an idempotency key");
         check->d = d;
         check->batch = batch;
         check->index = index;
@@ -121,8 +139,7 @@ struct om_dedupe *om_dedupe_check(
         HASH_FIND(hh, d->dedupe_keys, check->key.text, check->key.len, other);
         if (other) {
                 free(check);
-                om_error_set(e, OM_UNAVAILABLE, "a publish with this idempotency key is under way: ask again for its outcome");
-                return NULL;
+                return follow((struct om_dedupe *) other, batch, ticket, ticket_index, e);
         }
         HASH_ADD(hh, d->dedupe_keys, text, check->key.len, key);
         c = key->hh.tbl ? call(check, OM_CALL_STORE_PUT_IF_ABSENT, on_begun) : NULL;
@@ -130,44 +147,68 @@ struct om_dedupe *om_dedupe_check(
                 if (key->hh.tbl)
                         HASH_DEL(d->dedupe_keys, key);
                 free(check);
-                om_error_set_errno(e, ENOMEM, "an idempotency key");
-                return NULL;
+                return om_error_set_errno(e, ENOMEM, "an idempotency key");
         }
         c->put_if_absent.key = name(c, check, "idempotency/");
         c->put_if_absent.value = id_value(c, check);
         c->put_if_absent.expires_ms = om_now_ms() + d->core->settings->idempotency_window_ms;
         om_call_start(c);
-        return check;
+        *ret = check;
+        return 0;
 }
 
 /* -- after it ------------------------------------------------------------------------------------------------------ */
 
-void om_dedupe_drop(struct om_dedupe *check) {
+static void tell(const struct follower *f, int status, const char *id) {
+        struct om_outcome *outcome = &f->ticket->outcomes[f->index];
+
+        outcome->status = status == 0 ? 0 : -EAGAIN;
+        outcome->duplicate = status == 0;
+        if (status == 0)
+                snprintf(outcome->id, sizeof outcome->id, "%s", id);
+        else
+                outcome->why = "the publish with this idempotency key that was under way failed: publish again";
+        om_publish_ticket_close(f->ticket);
+        om_publish_release(f->batch);
+}
+
+/* Who is told may publish with the key again: it is free before. */
+void om_dedupe_over(struct om_dedupe *check, int status) {
+        struct follower *f, *next;
+
         HASH_DEL(check->d->dedupe_keys, &check->key);
+        for (f = check->followers; f; f = next) {
+                next = f->next;
+                tell(f, status, check->id);
+                free(f);
+        }
         free(check);
 }
 
 static void on_remembered(struct om_call *c, int status, const struct om_error *e) {
         struct om_dedupe *check = c->data;
         struct om_publish_ticket *ticket = check->ticket;
+        struct om_publish_batch *batch = check->batch;
 
         /* The task is on the bus, so the publisher is told so; a repeat would be published again, under the same id. */
         if (status < 0)
                 om_log_error(OM_LOG_WARNING, e, "remembering an idempotency key");
         om_call_free(c);
-        om_dedupe_drop(check);
+        om_dedupe_over(check, 0);
         om_publish_ticket_close(ticket);
+        om_publish_release(batch);
 }
 
 void om_dedupe_published(struct om_dedupe *check, int status, struct om_publish_ticket *ticket) {
         struct om_call *c = status == 0 ? call(check, OM_CALL_STORE_PUT_IF_ABSENT, on_remembered) : NULL;
 
         if (!c) {
-                om_dedupe_drop(check);
+                om_dedupe_over(check, status);
                 om_publish_ticket_close(ticket);
                 return;
         }
         check->ticket = ticket;
+        om_publish_hold(check->batch);
         c->put_if_absent.key = name(c, check, "published/");
         c->put_if_absent.value = id_value(c, check);
         c->put_if_absent.expires_ms = om_now_ms() + check->d->core->settings->idempotency_window_ms;

@@ -123,7 +123,7 @@ void om_group_deliver(struct om_group *g) {
         hand_back(g);
         if (!g->bus_sub)
                 return;
-        want = g->credit > g->waiting.n ? g->credit - g->waiting.n : 0;
+        want = om_leases_promise(g, g->credit > g->waiting.n ? g->credit - g->waiting.n : 0);
         if (want == g->wanted)
                 return;
         g->wanted = want;
@@ -254,7 +254,8 @@ static void on_deliver(void *sub_core, struct om_delivery *const *deliveries, si
                 struct om_lease *lease = om_lease_new(g, deliveries[i]);
 
                 if (!lease) {
-                        om_log(OM_LOG_ERROR, "out of memory: a task of %.*s stays with the bus until its lease there is over",
+                        om_log(OM_LOG_ERROR,
+                                "more tasks of %.*s than were wanted, and no memory: one stays with the bus until its lease there is over",
                                 OM_PRI(g->topic));
                         continue;
                 }

@@ -312,6 +312,20 @@ static void park(struct om_lease *lease) {
                 park_arm(d);
 }
 
+void om_starved(struct om_dispatch *d) {
+        d->starved = true;
+        if (!event_pending(d->park_timer, EV_TIMEOUT, NULL))
+                park_arm(d);
+}
+
+static void feed(struct om_dispatch *d) {
+        struct om_group *g, *tmp;
+
+        d->starved = false;
+        HASH_ITER (hh, d->groups, g, tmp)
+                om_group_touch(g);
+}
+
 static void resume(struct om_lease *lease) {
         if (lease->stage == OM_STAGE_SAVE)
                 stage_save(lease, lease->note ? lease->note->result : OM_SPAN_NONE);
@@ -332,6 +346,8 @@ void om_parked_run(struct om_dispatch *d) {
                 om_lease_unlink(&d->parked, lease);
                 resume(lease);
         }
+        if (d->starved)
+                feed(d);
         if (d->parked.first)
                 park_arm(d);
 }

@@ -20,7 +20,7 @@
 #include "chunks.h"
 #include "deadline.h"
 #include "dispatch.h"
-#include "hash.h"
+#include "../proto/hash.h"
 #include "log.h"
 #include "metrics.h"
 #include "results.h"
@@ -163,9 +163,10 @@ struct om_group {
         struct om_subscription *free_suspects;          /* the first of the suspects among them, which stand last */
         unsigned n_free, credit;                        /* their number, the sum of theirs */
         unsigned wanted;                                /* what the bus thinks that we want */
-        struct om_lease_list waiting, held;             /* held: HELD only, oldest sign of life first */
-        unsigned n_leases;                              /* all that are not free */
-        unsigned n_leased;                              /* with a subscription */
+        unsigned promised;                  /* leases kept for it: at least `wanted`, and what may be on its way from a larger want */
+        struct om_lease_list waiting, held; /* held: HELD only, oldest sign of life first */
+        unsigned n_leases;                  /* all that are not free */
+        unsigned n_leased;                  /* with a subscription */
         struct event *reclaim_timer;
         bool reclaim_armed;
         struct om_group *turn_next, *check_next;
@@ -188,7 +189,7 @@ struct om_dispatch {
         /* lease.c */
         struct om_lease_slab *slabs;
         struct om_lease *free_leases;
-        unsigned n_leases;
+        unsigned n_slots, n_leases, promised; /* all leases, those in use, those kept for what was wanted */
         struct event *extend_timer;
         bool extend_armed;
 
@@ -197,6 +198,7 @@ struct om_dispatch {
         struct om_lease_list parked; /* verdicts to be carried out again */
         struct event *park_timer;
         unsigned park_tries;
+        bool starved; /* a group wants less than it could, for want of memory */
 
         /* dispatch_settle.c */
         struct om_settle_batch *settling;                   /* gathers */
@@ -251,6 +253,9 @@ void om_group_deliver(struct om_group *g);               /* at the end of a turn
 void om_subscription_write(struct om_subscription *sub); /* at the end of a turn: the frames */
 
 /* -- lease.c ------------------------------------------------------------------------------------------------------- */
+/* Keeps leases for n tasks that the group is about to want. Returns for how many there are: fewer without memory. */
+unsigned om_leases_promise(struct om_group *g, unsigned n);
+void om_leases_unpromise(struct om_group *g); /* nothing comes any more */
 struct om_lease *om_lease_new(struct om_group *g, struct om_delivery *delivery);
 void om_lease_free(struct om_lease *lease);
 int om_lease_give(struct om_lease *lease, struct om_subscription *sub); /* then unlink it from waiting, and hold it; < 0: it waits still */
@@ -283,6 +288,7 @@ void om_lease_lost(struct om_lease *lease, const char *error_type, const char *m
 /* dispatch_settle.c tells what became of a settlement. */
 void om_lease_settled(struct om_lease *lease, int status, const struct om_error *e);
 void om_parked_run(struct om_dispatch *d);
+void om_starved(struct om_dispatch *d); /* groups look again, soon, at what they want */
 void om_parked_drop(struct om_dispatch *d);
 /* A task that can be given to nobody, say one too large for a frame: to the dead letters. */
 void om_lease_unfit(struct om_lease *lease, const char *error_type, const char *message);
@@ -308,18 +314,23 @@ int om_publish_copy(struct om_chunks *text, const struct om_task *task, struct o
 
 /* -- dispatch_dedupe.c --------------------------------------------------------------------------------------------- */
 struct om_dedupe;
-/* Asks the storage about the idempotency key of the task at `index` of a batch. om_publish_checked() is called with the answer, never
- * before the return. NULL with `e`: it cannot be asked, and nothing is called. */
-struct om_dedupe *om_dedupe_check(
-        struct om_dispatch *d, struct om_publish_batch *batch, size_t index, const struct om_task *task, struct om_error *e);
+/* Asks the storage about the idempotency key of the task at `index` of a batch. 0: om_publish_checked() is called with the answer, never
+ * before the return. 1: another publish with the key is under way; the task is not for the batch, its ticket gets that one's outcome. < 0
+ * with `e`: it cannot be asked, and nothing is called. */
+int om_dedupe_check(struct om_dispatch *d, struct om_publish_batch *batch, size_t index, const struct om_task *task,
+        struct om_publish_ticket *ticket, size_t ticket_index, struct om_dedupe **ret, struct om_error *e);
 /* The answer. status < 0: the task is not published, for the reason in `e`. first: the id under which it is to be published, or, with
  * duplicate, was. */
 void om_publish_checked(
         struct om_publish_batch *batch, size_t index, int status, const struct om_error *e, bool duplicate, struct om_span first);
 /* What became of the publish. Takes the check. ticket->n_open counts down when that is remembered. */
 void om_dedupe_published(struct om_dedupe *check, int status, struct om_publish_ticket *ticket);
-void om_dedupe_drop(struct om_dedupe *check);
+/* It is known what became of the key, or of the try: those that waited for it are told. Takes the check. */
+void om_dedupe_over(struct om_dedupe *check, int status);
 void om_publish_ticket_close(struct om_publish_ticket *ticket); /* one task less is open */
+/* The texts of a batch's outcomes stay until it is released as often, and the bus has answered. */
+void om_publish_hold(struct om_publish_batch *batch);
+void om_publish_release(struct om_publish_batch *batch);
 
 /* -- methods_publish.c --------------------------------------------------------------------------------------------- */
 void om_publish_calls_deinit(struct om_dispatch *d);

@@ -43,6 +43,8 @@ struct om_publish_batch {
         bool gaps; /* some tasks were answered by their keys */
         bool late; /* its time is over; it waits only for the checks of its keys */
         unsigned n_checks;
+        unsigned n_holds; /* tickets of its tasks that get an outcome after the bus's answer, and may look at texts of this batch then */
+        bool over;        /* all else is done */
         struct om_chunks text;
         size_t n, cap;
         size_t bytes;
@@ -120,11 +122,11 @@ int om_publish_copy(struct om_chunks *text, const struct om_task *task, struct o
 
 int om_publish_supported(struct om_dispatch *d, const struct om_task *task, struct om_error *e) {
         const struct om_bus_ops *ops = d->core->bus_ops;
-        const char *lacks = task->key.p && !(ops->capabilities & OM_BUS_KEYS) ? "key"
-                : task->priority && !(ops->capabilities & OM_BUS_PRIORITY)    ? "priority"
-                : task->ttl_ms && !(ops->capabilities & OM_BUS_TTL)           ? "ttl_ms"
-                : task->delay_ms && !(ops->capabilities & OM_BUS_DELAY)       ? "delay_ms"
-                                                                              : NULL;
+        const char *lacks = task->key.p && !(ops->capabilities & OM_BUS_KEYS)              ? "key"
+                : task->priority && !(om_core_bus_capabilities(d->core) & OM_BUS_PRIORITY) ? "priority"
+                : task->ttl_ms && !(ops->capabilities & OM_BUS_TTL)                        ? "ttl_ms"
+                : task->delay_ms && !(ops->capabilities & OM_BUS_DELAY)                    ? "delay_ms"
+                                                                                           : NULL;
 
         if (lacks)
                 return om_error_set(e, OM_UNSUPPORTED, "the bus \"%s\" has no %s: publish the task without it, or use a bus that has",
@@ -147,6 +149,9 @@ static void batch_recycle(struct om_publish_batch *b) {
         struct om_dispatch *d = b->d;
 
         om_deadline_stop(&d->publish_deadlines, &b->deadline);
+        b->over = b->n_holds > 0;
+        if (b->over)
+                return;
         om_chunks_clear(&b->text);
         d->publish_bytes -= b->bytes;
         d->publish_tasks -= b->n;
@@ -156,6 +161,13 @@ static void batch_recycle(struct om_publish_batch *b) {
         b->next = d->free_publishes;
         d->free_publishes = b;
         om_dispatch_turn(d);
+}
+
+void om_publish_hold(struct om_publish_batch *b) { b->n_holds++; }
+
+void om_publish_release(struct om_publish_batch *b) {
+        if (--b->n_holds == 0 && b->over)
+                batch_recycle(b);
 }
 
 static struct om_publish_batch *batch_gathering(struct om_dispatch *d) {
@@ -455,9 +467,11 @@ static int add_task(
         *slot = (struct om_publish_slot){ .ticket = ticket, .index = index };
         b->outcomes[b->n].duplicate = false;
         if (task->idempotency_key.p && !(d->core->bus_ops->capabilities & OM_BUS_DEDUPE)) {
-                slot->check = om_dedupe_check(d, b, b->n, &b->parts[b->n], e);
-                if (!slot->check)
-                        return om_kind_errno(e->kind);
+                int r = om_dedupe_check(d, b, b->n, &b->parts[b->n], ticket, index, &slot->check, e);
+                if (r != 0) {
+                        ticket->n_open += r > 0;
+                        return r < 0 ? om_kind_errno(e->kind) : 0;
+                }
                 b->n_checks++;
         }
         if (b->n == 0)
@@ -540,7 +554,7 @@ void om_publish_checked(
         outcome.duplicate = duplicate;
         if (duplicate)
                 memcpy(outcome.id, first.p, first.len);
-        om_dedupe_drop(slot->check);
+        om_dedupe_over(slot->check, status);
         slot->check = NULL;
         slot_close(slot, &outcome);
         b->gaps = true;

@@ -6,6 +6,7 @@
  *   - a lease is HELD or FINISHING if and only if it is in its client's table under its number, in its subscription's list, and counted in
  *     the subscription's `held` and the group's `n_leased`;
  *   - it is HELD if and only if it is in its group's held list, oldest sign of life first;
+ *   - for each task that a bus may still hand over, being told that it is wanted, a lease is there: none arrives that cannot be taken;
  *   - a timer runs only while something is leased that could run out: per group for reclaim_idle_ms, one for the bus's own lease.
  *
  * Called by the dispatcher's other files. Loop thread.
@@ -31,6 +32,7 @@ static int slab_add(struct om_dispatch *d) {
                 return -ENOMEM;
         slab->next = d->slabs;
         d->slabs = slab;
+        d->n_slots += SLAB_LEASES;
         for (int i = SLAB_LEASES - 1; i >= 0; i--) {
                 slab->leases[i].next = d->free_leases;
                 d->free_leases = &slab->leases[i];
@@ -47,6 +49,27 @@ static void extend_arm(struct om_dispatch *d) {
         d->extend_armed = event_add(d->extend_timer, &tv) == 0;
 }
 
+unsigned om_leases_promise(struct om_group *g, unsigned n) {
+        struct om_dispatch *d = g->d;
+        unsigned more = n > g->promised ? n - g->promised : 0, room;
+
+        while ((room = d->n_slots - d->n_leases - d->promised) < more)
+                if (slab_add(d) < 0) {
+                        n = g->promised + room;
+                        more = room;
+                        om_starved(d);
+                        break;
+                }
+        g->promised += more;
+        d->promised += more;
+        return n;
+}
+
+void om_leases_unpromise(struct om_group *g) {
+        g->d->promised -= g->promised;
+        g->promised = 0;
+}
+
 struct om_lease *om_lease_new(struct om_group *g, struct om_delivery *delivery) {
         struct om_dispatch *d = g->d;
         struct om_lease *lease;
@@ -59,6 +82,10 @@ struct om_lease *om_lease_new(struct om_group *g, struct om_delivery *delivery) 
         delivery->core = lease;
         g->n_leases++;
         d->n_leases++;
+        if (g->promised) {
+                g->promised--;
+                d->promised--;
+        }
         extend_arm(d);
         return lease;
 }
@@ -92,6 +119,7 @@ void om_leases_deinit(struct om_dispatch *d) {
         }
         d->slabs = NULL;
         d->free_leases = NULL;
+        d->n_slots = 0;
         if (d->extend_timer)
                 event_free(d->extend_timer);
 }

@@ -7,6 +7,8 @@
  *   - a connection for which there is no room is told so in a frame of the protocol and closed: a client must not hang in the queue of a
  * full daemon. A descriptor is kept in reserve for that, so that it works too when the process has no more of them;
  *   - where even that fails, accepting pauses for a moment instead of spinning on a socket that stays readable. Only then is there a timer;
+ *   - it is never deaf for want of memory: what listening takes was taken when the socket was opened, and it pauses only when the timer
+ * that ends the pause runs;
  *   - what is refused is logged once until it gets better.
  *
  * Loop thread.
@@ -21,7 +23,7 @@
 #include "listener_open.h"
 #include "log.h"
 
-enum { ACCEPT_BUDGET = 64, PAUSE_MS = 200 };
+enum { ACCEPT_BUDGET = 16, PAUSE_MS = 200 };
 
 struct om_listener {
         struct om_listener_options options; /* its strings are not ours */
@@ -56,11 +58,10 @@ static void reject(struct om_listener *l, int fd, const char *why) {
         om_buf_deinit(&frame);
 }
 
-static void pause_accepting(struct om_listener *l) {
+static bool pause_accepting(struct om_listener *l) {
         struct timeval soon = { .tv_usec = PAUSE_MS * 1000 };
 
-        event_del(l->readable);
-        event_add(l->pause, &soon);
+        return event_add(l->pause, &soon) == 0 && event_del(l->readable) == 0;
 }
 
 static void on_pause_over(evutil_socket_t fd, short what, void *ctx) {
@@ -68,7 +69,7 @@ static void on_pause_over(evutil_socket_t fd, short what, void *ctx) {
 
         if (l->spare_fd < 0)
                 l->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-        event_add(l->readable, NULL);
+        om_listener_start(l);
 }
 
 /* There is no descriptor for the next connection: the spare one is given up for a moment to tell the client. False: nothing helps now. */
@@ -141,7 +142,8 @@ int om_listener_open(struct om_loop *loop, const struct om_listener_options *opt
                 goto failed;
         l->readable = event_new(om_loop_base(loop), l->socket.fd, EV_READ | EV_PERSIST, on_connection, l);
         l->pause = evtimer_new(om_loop_base(loop), on_pause_over, l);
-        if (!l->readable || !l->pause) {
+        /* Added for a moment: libevent keeps what it allocates for a descriptor. */
+        if (!l->readable || !l->pause || event_add(l->readable, NULL) < 0 || event_del(l->readable) < 0) {
                 r = om_error_set_errno(e, ENOMEM, "the socket");
                 goto failed;
         }
@@ -152,7 +154,10 @@ failed:
         return r;
 }
 
-void om_listener_start(struct om_listener *l) { event_add(l->readable, NULL); }
+void om_listener_start(struct om_listener *l) {
+        if (event_add(l->readable, NULL) < 0 && !pause_accepting(l))
+                om_log(OM_LOG_ERROR, "the socket cannot be listened to: %s", strerror(errno));
+}
 
 void om_listener_stop(struct om_listener *l) {
         event_del(l->readable);

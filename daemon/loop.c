@@ -22,6 +22,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <event2/event_struct.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -182,6 +183,21 @@ static struct event_base *new_base(void) {
         return base;
 }
 
+/* Sets timers and takes them back: the base keeps the room for them. */
+static int reserve_timers(struct event_base *base) {
+        struct event timers[OM_LOOP_TIMERS];
+        static const struct timeval never = { .tv_sec = 1000000 };
+        int n = 0, r = 0;
+
+        for (; n < OM_LOOP_TIMERS && r == 0; n++) {
+                event_assign(&timers[n], base, -1, 0, on_wake, NULL);
+                r = event_add(&timers[n], &never);
+        }
+        while (n > 0)
+                event_del(&timers[--n]);
+        return r;
+}
+
 int om_loop_new(struct om_loop **ret, const char *state_dir, struct om_error *e) {
         struct om_loop *l = NULL;
         int r;
@@ -202,7 +218,7 @@ int om_loop_new(struct om_loop **ret, const char *state_dir, struct om_error *e)
         l->state_dir = strdup(state_dir);
         l->host.state_dir = l->state_dir;
         l->host.base = new_base();
-        if (!l->state_dir || !l->host.base) {
+        if (!l->state_dir || !l->host.base || reserve_timers(l->host.base) < 0) {
                 r = om_error_set_errno(e, ENOMEM, "the event loop");
                 goto failed;
         }

@@ -13,6 +13,10 @@
 
 struct om_loop;
 
+/* So many timers can be set at once without memory, so that those of which the daemon has one each cannot fail. Whoever sets one for each
+ * request, session or call looks at what event_add() says. */
+enum { OM_LOOP_TIMERS = 64 };
+
 /* Makes the loop and its host. `log` is the sink. 0 or -errno. */
 int om_loop_new(struct om_loop **ret, const char *state_dir, struct om_error *e);
 void om_loop_free(struct om_loop *l);

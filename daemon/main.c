@@ -24,8 +24,10 @@
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
+#include "../backends/module.h"
 #include "../backends/url.h"
 #include "core.h"
+#include "inventory.h"
 #include "listener.h"
 #include "log.h"
 #include "session.h"
@@ -35,6 +37,7 @@ enum { READY_WAIT_MS = 1000 };
 enum { OTHER_FILES = 1024, LEAST_OTHER_FILES = 64 }; /* descriptors for all but clients' connections: asked for, kept */
 
 struct daemon {
+        char **arguments;
         struct om_settings *settings;
         struct om_loop *loop;
         struct om_listener *listener;
@@ -64,6 +67,28 @@ static void complain(const struct om_error *e, const char *context) {
         om_url_redact(&clean, e->message, strlen(e->message));
         fprintf(stderr, "omnidaemond: %s%s%.*s\n", context ? context : "", context ? ": " : "", OM_PRI(om_buf_span(&clean)));
         om_buf_deinit(&clean);
+}
+
+/* What `ps` shows from now on has no passwords: the arguments are read from a copy, which lives as long as the process does, and in the
+ * originals the secrets of URLs are overwritten. */
+static char **keep_arguments(int argc, char **argv) {
+        char **kept = calloc((size_t) argc + 1, sizeof *kept);
+
+        for (int i = 0; kept && i < argc; i++) {
+                struct om_buf clean = OM_BUF_INIT;
+                size_t len = strlen(argv[i]);
+                struct om_span shown;
+
+                kept[i] = strdup(argv[i]);
+                om_url_redact(&clean, argv[i], len);
+                shown = om_buf_span(&clean);
+                if (!kept[i] || !om_buf_ok(&clean))
+                        return NULL;
+                memset(argv[i], 0, len);
+                memcpy(argv[i], shown.p, shown.len < len ? shown.len : len);
+                om_buf_deinit(&clean);
+        }
+        return kept;
 }
 
 static int exit_status(const struct om_error *e) {
@@ -293,8 +318,10 @@ static int start(struct daemon *d, struct om_error *e) {
         r = om_core_new(d->loop, d->settings, &d->ready, &d->core, e);
         if (r < 0)
                 return r;
+        d->core->is_program = true;
         d->core->reload = reload;
-        event_add(d->late, &wait);
+        if (event_add(d->late, &wait) < 0)
+                return om_error_set_errno(e, ENOMEM, "the event loop");
         feed_watchdog(d);
         say_where_we_are(d);
         return 0;
@@ -369,6 +396,25 @@ static int check(struct om_settings *s, int status) {
         return fflush(stdout) == 0 ? status : EXIT_RUNTIME;
 }
 
+/* What the daemon answers to `backends`, and what runs when it is asked. */
+static int print_backends(struct om_settings *s) {
+        struct om_url *bus = NULL, *store = NULL;
+        struct om_error e = OM_ERROR_INIT;
+        int r;
+
+        r = om_url_parse(s->event_bus_url, &bus, &e);
+        if (r == 0)
+                r = om_url_parse(s->storage_url, &store, &e);
+        if (r == 0)
+                om_inventory_print(bus->scheme, store->scheme, stdout);
+        else
+                complain(&e, NULL);
+        om_url_free(bus);
+        om_url_free(store);
+        om_settings_free(s);
+        return r < 0 ? EXIT_SETTINGS : fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_RUNTIME;
+}
+
 int main(int argc, char **argv) {
         struct daemon *d = &the_daemon;
         struct om_error e = OM_ERROR_INIT;
@@ -376,9 +422,15 @@ int main(int argc, char **argv) {
         int r;
 
         om_log_open(OM_LOG_AUTO, OM_LOG_INFO);
-        r = om_settings_read(argc, argv, environ, &flags, &d->settings, &e);
+        d->arguments = keep_arguments(argc, argv);
+        r = d->arguments ? om_settings_read(argc, d->arguments, environ, &flags, &d->settings, &e)
+                         : om_error_set_errno(&e, ENOMEM, "command line");
         if (r == 0 && !d->settings)
                 return print_only(&flags);
+        if (d->settings)
+                om_module_set_folder(d->settings->module_dir);
+        if (r == 0 && flags.print_backends)
+                return print_backends(d->settings);
         if (r == 0)
                 r = om_settings_check_urls(d->settings, &e);
         if (r < 0)

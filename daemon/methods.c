@@ -7,15 +7,16 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "../backends/registry.h"
 #include "methods.h"
 
 /* -- lookup -------------------------------------------------------------------------------------------------------- */
 
 static const struct om_method *const tables[] = { om_task_methods, om_agent_methods, om_bus_methods, om_dlq_methods, om_storage_methods,
-        om_config_methods, om_health_methods };
+        om_migrate_methods, om_config_methods, om_health_methods };
 enum { N_TABLES = sizeof tables / sizeof *tables, SLOTS = 256 };
 
-/* Open addressing, filled at the first look; there are about fifty methods. */
+/* Open addressing, filled at the first look; there are about sixty methods. */
 static const struct om_method *slots[SLOTS];
 static const char *names[SLOTS + 1];
 
@@ -250,19 +251,38 @@ void om_call_put_page(struct om_call *c, int status, const struct om_error *e, c
         om_call_end(c);
 }
 
+int om_storage_must(const struct om_core *core, unsigned capability, const char *what, struct om_error *e) {
+        struct om_buf others = OM_BUF_INIT;
+        int r;
+
+        if (core->store_ops->capabilities & capability)
+                return 0;
+        for (const struct om_backend_entry *entry = om_stores; entry->name; entry++)
+                if (entry->store && (entry->store->capabilities & capability))
+                        om_buf_printf(&others, "%s%s", others.len ? ", " : "", entry->name);
+        r = om_error_set(e, OM_UNSUPPORTED, "the storage \"%s\" has no %s%s%.*s; `omnictl backends` shows which have",
+                core->store_ops->name, what, others.len ? "; these have: " : "", OM_PRI(om_buf_span(&others)));
+        om_buf_deinit(&others);
+        return r;
+}
+
+static void put_word(struct om_buf *b, const char *word, bool *first) {
+        om_buf_puts(b, *first ? "\"" : ",\"");
+        om_buf_puts(b, word);
+        om_buf_putc(b, '"');
+        *first = false;
+}
+
 void om_put_capabilities(struct om_buf *b, unsigned bus_capabilities, unsigned store_capabilities) {
         /* by bit, as in bus.h */
         static const char *const words[] = { "priority", "ttl", "delay", "keys", "patterns", "dedupe", "exactly_once", "replay" };
         bool first = true;
 
-        for (unsigned i = 0; i < sizeof words / sizeof *words; i++) {
-                if (!(bus_capabilities & 1u << i))
-                        continue;
-                om_buf_puts(b, first ? "\"" : ",\"");
-                om_buf_puts(b, words[i]);
-                om_buf_putc(b, '"');
-                first = false;
-        }
+        for (unsigned i = 0; i < sizeof words / sizeof *words; i++)
+                if (bus_capabilities & 1u << i)
+                        put_word(b, words[i], &first);
         if (store_capabilities & OM_STORE_SEARCH)
-                om_buf_puts(b, first ? "\"search\"" : ",\"search\"");
+                put_word(b, "search", &first);
+        if (store_capabilities & OM_STORE_QUERY)
+                put_word(b, "query", &first);
 }

@@ -36,7 +36,9 @@ void om_call_put_page(struct om_call *c, int status, const struct om_error *e, c
 void om_put_member(struct om_buf *b, const char *name, struct om_span value);
 /* The members of a checked object, each with a comma in front: a backend's own facts. */
 void om_put_facts(struct om_buf *b, struct om_span object);
-/* The names of a bus's capabilities (and `search` of a storage that can) as elements of a JSON array. */
+/* 0, or OM_UNSUPPORTED with `e` where the storage lacks this capability (OM_STORE_SEARCH, …); `what` names it: "search". */
+int om_storage_must(const struct om_core *core, unsigned capability, const char *what, struct om_error *e);
+/* The names of a bus's capabilities (and `search` and `query` of a storage that can) as elements of a JSON array. */
 void om_put_capabilities(struct om_buf *b, unsigned bus_capabilities, unsigned store_capabilities);
 
 #endif

@@ -22,7 +22,7 @@ static int read_number(struct om_json_value v, const char *where, int64_t *ret, 
         return 0;
 }
 
-static int read_acked(struct om_span object, size_t i, struct acked *ret, struct om_error *e) {
+static int read_acked(struct om_json *j, size_t i, struct acked *ret, struct om_error *e) {
         struct om_json_member members[] = {
                 { .name = "delivery", .types = OM_JSON_NUMBER, .required = true },
                 { .name = "result", .types = OM_JSON_ANY },
@@ -30,7 +30,7 @@ static int read_acked(struct om_span object, size_t i, struct acked *ret, struct
                 { .name = NULL },
         };
         char where[40];
-        int r = om_json_members(object, "params.deliveries[]", members, e);
+        int r = om_json_members_at(j, "params.deliveries[]", members, e);
 
         if (r == 0)
                 r = read_number(members[0].value, "delivery", &ret->number, e);
@@ -62,11 +62,11 @@ static int read_deliveries(struct om_span params, struct acked *acked, int64_t *
         for (; om_json_next_element(&j) > 0; n++) {
                 if (n == OM_BATCH_MAX)
                         return om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "deliveries: at most %d at once", OM_BATCH_MAX);
-                if (om_json_value(&j, &v) < 0)
-                        return om_json_fault(&j, "deliveries", e);
-                if (acked && v.type != OM_JSON_OBJECT)
+                if (acked && om_json_peek(&j) != OM_JSON_OBJECT)
                         return om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "deliveries[%zu]: must be an object with `delivery`", n);
-                r = acked ? read_acked(v.text, n, &acked[n], e) : read_number(v, "deliveries", &numbers[n], e);
+                if (!acked && om_json_value(&j, &v) != 0)
+                        return om_json_fault(&j, "deliveries", e);
+                r = acked ? read_acked(&j, n, &acked[n], e) : read_number(v, "deliveries", &numbers[n], e);
                 if (r < 0)
                         return r;
         }

@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "../backends/registry.h"
 #include "dispatch.h"
+#include "inventory.h"
 #include "methods.h"
 #include "metrics.h"
 #include "watch.h"
@@ -25,7 +25,7 @@ static void put_hello(struct om_buf *b, const struct om_core *core) {
         om_buf_json_span(b, om_span_of(core->store_ops->name));
         om_put_member(b, "url", om_span_of(core->store_url));
         om_buf_lit(b, "},\"capabilities\":[");
-        om_put_capabilities(b, core->bus_ops->capabilities, core->store_ops->capabilities);
+        om_put_capabilities(b, om_core_bus_capabilities(core), core->store_ops->capabilities);
         om_buf_printf(b, "],\"limits\":{\"frame_bytes\":%lld,\"depth\":%d,\"batch\":%d,\"prefetch\":%d,\"in_flight\":%d}",
                 (long long) core->settings->max_frame_bytes, OM_DEPTH_MAX, OM_BATCH_MAX, OM_PREFETCH_MAX, OM_IN_FLIGHT);
         om_buf_printf(b, ",\"pid\":%ld,\"runner_id\":\"%s\"}", (long) getpid(), core->runner_id);
@@ -125,6 +125,25 @@ static void put_weakness(struct om_buf *b, const char *what, struct om_span info
         om_arena_deinit(&arena);
 }
 
+/* What the storage says of others beside it (storage_health.c): a sentence each. */
+static bool put_away(struct om_buf *b, struct om_span info) {
+        struct om_json_value away, v;
+        struct om_arena arena = { 0 };
+        struct om_json j;
+        bool any = false;
+
+        if (!om_object_get(info, "away", &away) || away.type != OM_JSON_ARRAY)
+                return false;
+        om_json_init_valid(&j, away.text);
+        om_json_enter_array(&j);
+        while (om_json_next_element(&j) > 0 && om_json_value(&j, &v) == 0 && v.type == OM_JSON_STRING) {
+                put_reason(b, "", om_json_string(v, &arena));
+                any = true;
+        }
+        om_arena_deinit(&arena);
+        return any;
+}
+
 /* The status of PROTOCOL.md, "health", and the reasons for what is not as it should be. */
 static const char *judge(const struct checkup *c, const struct om_core *core, struct om_buf *reasons) {
         bool weak = false;
@@ -141,6 +160,8 @@ static const char *judge(const struct checkup *c, const struct om_core *core, st
                 weak = true;
                 put_weakness(reasons, "the storage's durability is weak: ", c->store->health.info);
         }
+        if (c->store && c->store->health.info.p) /* no memory: no call */
+                weak |= put_away(reasons, c->store->health.info);
         if (core->stopping)
                 return "stopping";
         if (!c->bus_up)
@@ -214,6 +235,7 @@ static void on_bus_checked(struct om_call *call, int status, const struct om_err
                 return;
         }
         c->store->data = c;
+        c->store->serial = call->serial;
         om_call_start(c->store);
 }
 
@@ -243,70 +265,9 @@ static void health(struct om_request *req, struct om_span params) {
         om_call_start(call);
 }
 
-/* -- backends ------------------------------------------------------------------------------------------------------ */
-
-static void put_options(struct om_buf *b, const struct om_option *options) {
-        static const char *const types[] = { [OM_OPTION_STRING] = "string",
-                [OM_OPTION_BOOL] = "bool",
-                [OM_OPTION_INT] = "int",
-                [OM_OPTION_MS] = "ms",
-                [OM_OPTION_BYTES] = "bytes",
-                [OM_OPTION_ENUM] = "enum" };
-
-        for (const struct om_option *o = options; o && o->name; o++) {
-                om_buf_puts(b, o == options ? "{\"name\":" : ",{\"name\":");
-                om_buf_json_span(b, om_span_of(o->name));
-                om_put_member(b, "type", om_span_of(types[o->type]));
-                om_put_member(b, "default", om_span_of(o->default_text));
-                if (o->type == OM_OPTION_ENUM) {
-                        om_buf_lit(b, ",\"choices\":[");
-                        for (const char *const *choice = o->choices; *choice; choice++) {
-                                if (choice != o->choices)
-                                        om_buf_putc(b, ',');
-                                om_buf_json_span(b, om_span_of(*choice));
-                        }
-                        om_buf_putc(b, ']');
-                }
-                om_put_member(b, "doc", om_span_of(o->doc));
-                om_buf_putc(b, '}');
-        }
-}
-
-static void put_backends(struct om_buf *b, const struct om_backend_entry *table, const char *in_use) {
-        for (const struct om_backend_entry *t = table; t->name; t++) {
-                om_buf_puts(b, t == table ? "{\"name\":" : ",{\"name\":");
-                om_buf_json_span(b, om_span_of(t->name));
-                om_buf_lit(b, ",\"schemes\":[");
-                for (const char *const *scheme = t->schemes; *scheme; scheme++) {
-                        if (scheme != t->schemes)
-                                om_buf_putc(b, ',');
-                        om_buf_json_span(b, om_span_of(*scheme));
-                }
-                om_buf_printf(b, "],\"installed\":%s,\"in_use\":%s,\"capabilities\":[", t->bus || t->store ? "true" : "false",
-                        strcmp(t->name, in_use) == 0 ? "true" : "false");
-                om_put_capabilities(b, t->bus ? t->bus->capabilities : 0, t->store ? t->store->capabilities : 0);
-                om_buf_putc(b, ']');
-                om_put_member(b, "doc", om_span_of(t->doc));
-                om_buf_lit(b, ",\"settings\":[");
-                put_options(b, t->bus ? t->bus->options : t->store ? t->store->options : NULL);
-                om_buf_lit(b, "]}");
-        }
-}
-
 static void backends(struct om_request *req, struct om_span params) {
-        struct om_buf *b;
-
-        if (!no_params(req, params))
-                return;
-        b = om_request_begin(req);
-        if (b) {
-                om_buf_lit(b, "{\"buses\":[");
-                put_backends(b, om_buses, req->core->bus_ops->name);
-                om_buf_lit(b, "],\"storages\":[");
-                put_backends(b, om_stores, req->core->store_ops->name);
-                om_buf_lit(b, "]}");
-        }
-        om_request_end(req);
+        if (no_params(req, params))
+                om_inventory_answer(req->core->inventory, req);
 }
 
 /* -- metrics.get, daemon.reload, daemon.watch ---------------------------------------------------------------------- */

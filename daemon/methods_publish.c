@@ -179,40 +179,42 @@ static void published(struct om_publish_ticket *ticket) {
 
 /* -- reading ------------------------------------------------------------------------------------------------------- */
 
-static int note_bad(struct om_publish_call *p, struct om_span text) {
+static int note_bad(struct om_publish_call *p, struct om_json *j) {
         struct bad *bad = calloc(1, sizeof *bad);
+        struct om_json_value v;
         struct om_task task;
         char where[32];
 
         if (!bad)
                 return -ENOMEM;
-        /* Once more, to have its place in the message. */
+        /* Once more, to have its place in the message; and stepped over whole, wherever in it the fault was. */
+        om_json_value(j, &v);
         snprintf(where, sizeof where, "tasks[%zu]", p->n);
-        om_task_parse(text, where, &task, &bad->error);
+        om_task_parse(v.text, where, &task, &bad->error);
         bad->index = p->n;
         *p->bad_tail = bad;
         p->bad_tail = &bad->next;
         return 0;
 }
 
-static int read_tasks(struct om_dispatch *d, struct om_publish_call *p, struct om_span array, struct om_error *e) {
-        struct om_json_value v;
-        struct om_task *task;
-        struct om_json j;
+/* The array that comes next. */
+static int read_tasks(struct om_dispatch *d, struct om_publish_call *p, struct om_json *j, struct om_error *e) {
+        int r = om_json_enter_array(j);
 
-        om_json_init_valid(&j, array);
-        om_json_enter_array(&j);
-        for (; om_json_next_element(&j) > 0; p->n++) {
+        for (; r == 0 && om_json_next_element(j) > 0; p->n++) {
+                struct om_json start = *j;
+                struct om_task *task = scratch(d, p->ticket.n);
+
                 if (p->n == OM_BATCH_MAX)
                         return om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "tasks: at most %d may be published at once", OM_BATCH_MAX);
-                if (om_json_value(&j, &v) < 0)
-                        return om_json_fault(&j, "tasks", e);
-                task = scratch(d, p->ticket.n);
                 if (!task)
                         return om_error_set_errno(e, ENOMEM, "task.publish");
-                if (om_task_parse(v.text, "tasks", task, NULL) == 0)
+                if (om_task_parse_at(j, "tasks", task, NULL) == 0) {
                         p->ticket.n++;
-                else if (note_bad(p, v.text) < 0)
+                        continue;
+                }
+                *j = start;
+                if (note_bad(p, j) < 0)
                         return om_error_set_errno(e, ENOMEM, "task.publish");
         }
         return p->n ? 0 : om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "tasks: empty");
@@ -227,25 +229,50 @@ static int read_task(struct om_dispatch *d, struct om_publish_call *p, struct om
         return r;
 }
 
-static int publish(struct om_request *req, struct om_span params, struct om_publish_call *p, struct om_error *e) {
-        struct om_dispatch *d = req->core->dispatch;
+/* What nearly every request is, `tasks` and nothing else, is read as it comes: stepping over the array first would go over each content
+ * once more. */
+static int read_params(struct om_dispatch *d, struct om_publish_call *p, struct om_span params, struct om_error *e) {
         struct om_json_member members[] = {
                 { .name = "task", .types = OM_JSON_OBJECT },
                 { .name = "tasks", .types = OM_JSON_ARRAY },
                 { .name = NULL },
         };
+        struct om_json_value key;
+        struct om_json j;
+        bool begun;
         int r;
 
-        if (req->core->stopping)
-                return om_error_set(e, OM_UNAVAILABLE, "the daemon is stopping");
+        om_json_init_valid(&j, params);
+        begun = om_json_enter_object(&j) == 0 && om_json_next_key(&j, &key) > 0 && om_json_string_is(key, "tasks") &&
+                om_json_peek(&j) == OM_JSON_ARRAY;
+        p->several = begun;
+        if (begun) {
+                r = read_tasks(d, p, &j, e);
+                if (r < 0 || om_json_next_key(&j, &key) == 0)
+                        return r;
+        }
         r = om_json_members(params, "params", members, e);
         if (r < 0)
                 return r;
         if (!members[0].value.type == !members[1].value.type)
                 return om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "params: either `task` or `tasks` must be there");
+        if (begun)
+                return 0; /* `task` stood beside it, and was null */
         p->several = members[1].value.type;
+        if (!p->several)
+                return read_task(d, p, members[0].value.text, e);
+        om_json_init_valid(&j, members[1].value.text);
+        return read_tasks(d, p, &j, e);
+}
+
+static int publish(struct om_request *req, struct om_span params, struct om_publish_call *p, struct om_error *e) {
+        struct om_dispatch *d = req->core->dispatch;
+        int r;
+
+        if (req->core->stopping)
+                return om_error_set(e, OM_UNAVAILABLE, "the daemon is stopping");
         p->ticket.done = published;
-        r = p->several ? read_tasks(d, p, members[1].value.text, e) : read_task(d, p, members[0].value.text, e);
+        r = read_params(d, p, params, e);
         if (r == 0 && call_reserve(p) < 0)
                 r = om_error_set_errno(e, ENOMEM, "task.publish");
         if (r == 0 && p->ticket.n)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * storage.health and storage.clear. Loop thread.
+ * storage.health, storage.clear and storage.query. Loop thread.
  */
 #include <errno.h>
 
@@ -29,6 +29,8 @@ static void on_health(struct om_call *c, int status, const struct om_error *e) {
                 } else {
                         om_buf_lit(b, ",\"latency_ms\":null");
                         om_put_member(b, "error", om_span_of(e->message));
+                        if (c->health.info.p) /* the other storages' */
+                                om_put_facts(b, c->health.info);
                 }
                 om_buf_putc(b, '}');
         }
@@ -138,8 +140,51 @@ static void storage_clear(struct om_request *req, struct om_span params) {
         clear_next(c);
 }
 
+/* -- storage.query ------------------------------------------------------------------------------------------------- */
+
+enum { QUERY_TEXT_MAX = 64 << 10, QUERY_ROWS = 100, QUERY_TIMEOUT_MAX_MS = 3600000, QUERY_GRACE_MS = 1000 };
+
+static void on_query(struct om_call *c, int status, const struct om_error *e) {
+        struct om_buf *b = om_call_begin(c, status, e);
+
+        if (!b)
+                return;
+        om_buf_put_span(b, c->store_query.answer);
+        om_call_end(c);
+}
+
+static int read_query(struct om_call *c, struct om_span params, struct om_error *e) {
+        struct om_json_member m[] = {
+                { .name = "query", .types = OM_JSON_STRING, .required = true },
+                { .name = "limit", .types = OM_JSON_NUMBER },
+                { .name = "timeout_ms", .types = OM_JSON_NUMBER },
+                { .name = NULL },
+        };
+        int64_t limit = QUERY_ROWS, timeout_ms = c->core->settings->call_timeout_ms;
+        int r = om_json_members(params, "params", m, e);
+
+        if (r == 0)
+                r = om_storage_must(c->core, OM_STORE_QUERY, "query language", e);
+        if (r == 0)
+                r = om_param_text(&m[0], QUERY_TEXT_MAX, &c->arena, &c->store_query.text, e);
+        if (r == 0)
+                r = om_param_int(&m[1], 1, OM_STORE_QUERY_ROWS_MAX, &limit, e);
+        if (r == 0)
+                r = om_param_int(&m[2], 1, QUERY_TIMEOUT_MAX_MS, &timeout_ms, e);
+        c->store_query.limit = (size_t) limit;
+        c->store_query.timeout_ms = timeout_ms;
+        /* The storage itself stops the query, which leaves its connection of use; this is for one that does not answer. */
+        c->timeout_ms = timeout_ms + QUERY_GRACE_MS;
+        return r;
+}
+
+static void storage_query(struct om_request *req, struct om_span params) {
+        om_call_for(req, params, OM_CALL_STORE_QUERY, read_query, on_query);
+}
+
 const struct om_method om_storage_methods[] = {
         { "storage.health", storage_health },
         { "storage.clear", storage_clear },
+        { "storage.query", storage_query },
         { NULL, NULL },
 };

@@ -5,7 +5,6 @@
  */
 #include <errno.h>
 
-#include "../backends/registry.h"
 #include "methods.h"
 #include "methods_task.h"
 #include "results.h"
@@ -88,21 +87,6 @@ static void task_list(struct om_request *req, struct om_span params) { om_call_f
 
 /* -- search -------------------------------------------------------------------------------------------------------- */
 
-static int can_search(const struct om_core *core, struct om_error *e) {
-        struct om_buf others = OM_BUF_INIT;
-        int r;
-
-        if (core->store_ops->capabilities & OM_STORE_SEARCH)
-                return 0;
-        for (const struct om_backend_entry *entry = om_stores; entry->name; entry++)
-                if (entry->store && (entry->store->capabilities & OM_STORE_SEARCH))
-                        om_buf_printf(&others, "%s%s", others.len ? ", " : "", entry->name);
-        r = om_error_set(e, OM_UNSUPPORTED, "the storage \"%s\" has no search%s%.*s; `omnictl backends` shows which have",
-                core->store_ops->name, others.len ? "; these have: " : "", OM_PRI(om_buf_span(&others)));
-        om_buf_deinit(&others);
-        return r;
-}
-
 static int read_search(struct om_call *c, struct om_span params, struct om_error *e) {
         struct om_json_member members[] = {
                 { .name = "text", .types = OM_JSON_STRING },
@@ -115,7 +99,7 @@ static int read_search(struct om_call *c, struct om_span params, struct om_error
 
         c->list.kind = OM_STORE_RESULTS;
         if (r == 0)
-                r = can_search(c->core, e);
+                r = om_storage_must(c->core, OM_STORE_SEARCH, "search", e);
         if (r == 0 && !members[0].value.type && !members[1].value.type)
                 r = om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "params: `text` or `filter` must be there");
         if (r == 0)

@@ -13,7 +13,7 @@
  */
 #include <errno.h>
 #include <stdlib.h>
-#include "hash.h"
+#include "../proto/hash.h"
 
 #include "call.h"
 #include "log.h"
@@ -254,6 +254,7 @@ void om_metrics_write(struct om_metrics *m, struct om_span topic, struct om_buf 
 /* One put of at most SNAPSHOT_BATCH entries; what does not fit waits for the next interval. */
 struct snapshot {
         struct om_buf text;
+        int64_t now_ms; /* one time for all, in the texts and beside them: some storages keep it in the text alone */
         size_t n, ends[SNAPSHOT_BATCH];
         struct om_span topics[SNAPSHOT_BATCH]; /* of the cells, which stay */
         struct om_outcome outcomes[SNAPSHOT_BATCH];
@@ -265,9 +266,9 @@ static void end_entry(struct om_metrics *m, struct snapshot *s, struct om_span t
         om_buf_puts(&s->text, m->core->runner_id);
         /* Both, as the Python OmniDaemon's have them. */
         om_buf_lit(&s->text, "\",\"timestamp\":");
-        om_buf_json_time(&s->text, om_now_ms());
+        om_buf_json_time(&s->text, s->now_ms);
         om_buf_lit(&s->text, ",\"saved_at\":");
-        om_buf_json_time(&s->text, om_now_ms());
+        om_buf_json_time(&s->text, s->now_ms);
         om_buf_putc(&s->text, '}');
         s->topics[s->n] = topic;
         s->ends[s->n++] = s->text.len;
@@ -351,6 +352,7 @@ static bool save(struct om_metrics *m) {
                 free(s);
                 return false;
         }
+        s->now_ms = om_now_ms();
         m->changed = !compose(m, s);
         if (s->n == 0 || !om_buf_ok(&s->text)) {
                 om_buf_deinit(&s->text);
@@ -360,7 +362,7 @@ static bool save(struct om_metrics *m) {
         }
         for (size_t i = 0; i < s->n; i++) {
                 s->entries[i] = (struct om_store_entry){
-                        .value = { s->text.data + start, s->ends[i] - start }, .saved_ms = om_now_ms(), .topic = s->topics[i]
+                        .value = { s->text.data + start, s->ends[i] - start }, .saved_ms = s->now_ms, .topic = s->topics[i]
                 };
                 start = s->ends[i];
         }

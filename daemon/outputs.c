@@ -18,7 +18,16 @@
 
 #define REPLY_PLACE UINT64_MAX
 
-static bool asks_reply(struct om_span record) { return memmem(record.p, record.len, "\"reply_to\":", 11) != NULL; }
+/* By its underscore, which is rare in a record: a search for the whole word took six times as long. */
+static bool asks_reply(struct om_span record) {
+        static const char name[] = "\"reply_to\":";
+        const char *end = record.p + record.len;
+
+        for (const char *p = record.p; (p = memchr(p, '_', (size_t) (end - p))); p++)
+                if (p - record.p >= 6 && end - p >= 5 && memcmp(p - 6, name, sizeof name - 1) == 0)
+                        return true;
+        return false;
+}
 
 void om_outputs_free(struct om_outputs *o) {
         if (!o)

@@ -9,8 +9,9 @@
  *   - one reply or notification is being written at a time, in the daemon as a whole: begin and end stand in one function, and nothing that
  *     may write stands between them. A frame written into another would be a broken connection with no trace of the reason, hence the
  *     assertions;
- *   - unsent output is bounded: above session_output_bytes the session is read no further and gets no deliveries, and when it is above by a
- *     whole frame as well, large replies become an error `limit`. What is left are small replies of at most OM_IN_FLIGHT requests;
+ *   - unsent output is bounded: above session_output_bytes, or its share of what all may hold when that is less (session_memory.c), the
+ *     session is read no further and gets no deliveries, and when it is above by a whole frame as well, large replies become an error
+ * `limit`. What is left are small replies of at most OM_IN_FLIGHT requests;
  *   - a session is above its limit until less than half of it is unsent, so that it is not stopped and started for every frame;
  *   - a buffer whose allocation failed is cut somewhere: the session is closed, since its framing is lost;
  *   - no function here closes a session while its caller runs: that happens a turn later.
@@ -33,30 +34,27 @@
 
 size_t om_session_unsent(const struct om_session *s) { return s->out.len - s->out_sent; }
 
-static size_t output_limit(const struct om_session *s) { return (size_t) s->core->settings->session_output_bytes; }
-
 /* While it is above the limit, each byte that the socket takes starts the time anew after which it counts as stalled. */
 static void watch_for_stall(struct om_session *s, bool progress) {
-        int64_t ms = s->core->settings->stalled_client_ms;
-        struct timeval tv = { .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 };
-
         if (!s->above || s->hurried)
                 return;
-        if (progress || !event_pending(&s->ev_timer, EV_TIMEOUT, NULL))
-                event_add(&s->ev_timer, &tv);
+        if (progress || s->timer != OM_TIMER_STALL)
+                om_session_set_timer(s, OM_TIMER_STALL, s->core->settings->stalled_client_ms);
 }
 
 /* Output has been appended, or has left. */
 static void note_level(struct om_session *s) {
-        size_t unsent = om_session_unsent(s);
+        size_t unsent = om_session_unsent(s), limit = om_session_output_limit(s);
 
-        if (unsent > output_limit(s)) {
+        om_session_count(s);
+        if (unsent > limit) {
                 s->above = true;
                 watch_for_stall(s, false); /* its socket may be full already, and then nothing else happens to it */
-        } else if (s->above && unsent <= output_limit(s) / 2) {
+        } else if (s->above && unsent <= limit / 2) {
                 s->above = false;
                 if (!s->hurried)
-                        event_del(&s->ev_timer);
+                        om_session_set_timer(s, OM_TIMER_NONE, 0);
+                om_session_time_frame(s);
                 om_session_resume(s);
                 if (s->state == OM_SESSION_OPEN && s->core->dispatch)
                         om_dispatch_session_ready(s->core->dispatch, s);
@@ -65,10 +63,11 @@ static void note_level(struct om_session *s) {
         }
 }
 
-static void session_flush(struct om_session *s) {
+void om_session_flush(struct om_session *s) {
         size_t unsent = om_session_unsent(s);
         ssize_t n = 0;
 
+        s->writable = false;
         if (unsent > 0) {
                 do
                         n = send(s->fd, s->out.data + s->out_sent, unsent, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -101,7 +100,17 @@ static void session_flush(struct om_session *s) {
         note_level(s);
 }
 
-void om_session_on_writable(evutil_socket_t fd, short what, void *ctx) { session_flush(ctx); }
+void om_session_on_writable(evutil_socket_t fd, short what, void *ctx) {
+        struct om_session *s = ctx;
+
+        if (om_session_turn_has_time(s->pool)) {
+                om_session_flush(s);
+                return;
+        }
+        event_del(&s->ev_write);
+        s->writable = true;
+        om_session_enter_line(s, OM_LINE_FRESH);
+}
 
 void om_session_flush_turn(struct om_turn_end *t) {
         struct om_session_pool *p = (void *) ((char *) t - offsetof(struct om_session_pool, flush));
@@ -117,7 +126,7 @@ void om_session_flush_turn(struct om_turn_end *t) {
         while ((s = p->dirty)) {
                 DL_DELETE2(p->dirty, s, dirty_prev, dirty_next);
                 s->dirty = false;
-                session_flush(s);
+                om_session_flush(s);
         }
 }
 
@@ -146,7 +155,7 @@ static int appended(struct om_session *s, int r) {
 
 /* -- requests ------------------------------------------------------------------------------------------------------ */
 
-struct om_request *om_request_new(struct om_session *s, struct om_span id, bool notification) {
+struct om_request *om_request_new(struct om_session *s, struct om_span id, bool notification, size_t body_bytes) {
         struct om_session_pool *p = s->pool;
         struct om_request *req = p->spare_requests;
 
@@ -164,9 +173,19 @@ struct om_request *om_request_new(struct om_session *s, struct om_span id, bool 
         req->notification = notification;
         req->id_len = id.p ? (uint16_t) id.len : 0;
         memcpy(req->id, id.p ? id.p : "", req->id_len);
+        req->bytes = (uint32_t) (OM_REQUEST_BYTES + body_bytes);
         DL_APPEND(s->requests, req);
         s->in_flight++;
+        s->request_bytes += req->bytes;
         return req;
+}
+
+void om_request_takes(struct om_request *req, size_t bytes) {
+        req->bytes += (uint32_t) bytes;
+        if (req->session)
+                req->session->request_bytes += bytes;
+        else
+                req->core->pool->orphan_bytes += bytes;
 }
 
 void om_request_done(struct om_request *req) {
@@ -180,6 +199,10 @@ void om_request_done(struct om_request *req) {
         if (s) {
                 DL_DELETE(s->requests, req);
                 s->in_flight--;
+                s->request_bytes -= req->bytes;
+                om_session_count(s);
+        } else {
+                om_session_uncount_orphan(p, req);
         }
         if (p->n_spare_requests < OM_SPARE_REQUESTS) {
                 req->next = p->spare_requests;
@@ -188,7 +211,7 @@ void om_request_done(struct om_request *req) {
         } else {
                 free(req);
         }
-        if (s && s->in_flight == OM_IN_FLIGHT - 1)
+        if (s && s->halted)
                 om_session_resume(s);
         if (s && s->state == OM_SESSION_ENDING && s->in_flight == 0)
                 om_session_finish_later(s);
@@ -220,7 +243,7 @@ static int end_reply(struct om_session *s, struct om_error *e) {
         if (r < 0)
                 return r;
         len = s->out.len - mark;
-        if (len > OM_SMALL_REPLY_BYTES && om_session_unsent(s) > output_limit(s) + max) {
+        if (len > OM_SMALL_REPLY_BYTES && om_session_unsent(s) > om_session_output_limit(s) + max) {
                 s->out.len = mark;
                 om_error_set(e, OM_LIMIT, "this connection has %zu bytes unread; read them, then ask again", om_session_unsent(s));
                 return -EMSGSIZE;

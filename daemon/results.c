@@ -65,16 +65,17 @@ static void wake(struct om_results *r, const struct om_store_entry *entry);
 
 /* -- composing ----------------------------------------------------------------------------------------------------- */
 
-static void member_raw(struct om_buf *b, const char *name, struct om_span raw) {
-        om_buf_puts(b, name);
+/* `name` with what stands around it. */
+static void member_raw(struct om_buf *b, struct om_span name, struct om_span raw) {
+        om_buf_put_span(b, name);
         if (raw.p)
                 om_buf_put_span(b, raw);
         else
                 om_buf_lit(b, "null");
 }
 
-static void member_text(struct om_buf *b, const char *name, struct om_span text) {
-        om_buf_puts(b, name);
+static void member_text(struct om_buf *b, struct om_span name, struct om_span text) {
+        om_buf_put_span(b, name);
         if (text.p)
                 om_buf_json_span(b, text);
         else
@@ -82,29 +83,29 @@ static void member_text(struct om_buf *b, const char *name, struct om_span text)
 }
 
 static void write_result(struct om_buf *b, const struct om_core *core, const struct om_result *result, const struct om_task *t) {
-        member_text(b, "{\"task_id\":", t->id);
-        member_text(b, ",\"topic\":", t->topic);
-        member_raw(b, ",\"content\":", t->content);
-        member_raw(b, ",\"webhook\":", t->webhook);
-        member_text(b, ",\"reply_to\":", t->reply_to);
-        member_text(b, ",\"correlation_id\":", t->correlation_id);
-        member_text(b, ",\"causation_id\":", t->causation_id);
-        member_text(b, ",\"source\":", t->source);
-        member_text(b, ",\"tenant_id\":", t->tenant_id);
-        member_raw(b, ",\"created_at\":", t->created_at);
+        member_text(b, OM_SPAN("{\"task_id\":"), t->id);
+        member_text(b, OM_SPAN(",\"topic\":"), t->topic);
+        member_raw(b, OM_SPAN(",\"content\":"), t->content);
+        member_raw(b, OM_SPAN(",\"webhook\":"), t->webhook);
+        member_text(b, OM_SPAN(",\"reply_to\":"), t->reply_to);
+        member_text(b, OM_SPAN(",\"correlation_id\":"), t->correlation_id);
+        member_text(b, OM_SPAN(",\"causation_id\":"), t->causation_id);
+        member_text(b, OM_SPAN(",\"source\":"), t->source);
+        member_text(b, OM_SPAN(",\"tenant_id\":"), t->tenant_id);
+        member_raw(b, OM_SPAN(",\"created_at\":"), t->created_at);
         om_buf_lit(b, ",\"delivery_attempts\":");
         om_buf_u64(b, t->delivery_attempts);
-        member_text(b, ",\"agent\":", result->agent);
-        member_text(b, ",\"worker\":", result->worker);
-        member_text(b, ",\"runner_id\":", om_span_of(core->runner_id));
+        member_text(b, OM_SPAN(",\"agent\":"), result->agent);
+        member_text(b, OM_SPAN(",\"worker\":"), result->worker);
+        member_text(b, OM_SPAN(",\"runner_id\":"), om_span_of(core->runner_id));
         om_buf_lit(b, ",\"attempts\":");
         om_buf_u64(b, result->attempts);
         if (result->result.p) {
                 om_buf_lit(b, ",\"status\":\"completed\",\"result\":");
                 om_buf_put_span(b, result->result);
         } else {
-                member_text(b, ",\"status\":\"failed\",\"error\":", result->error);
-                member_text(b, ",\"error_type\":", result->error_type);
+                member_text(b, OM_SPAN(",\"status\":\"failed\",\"error\":"), result->error);
+                member_text(b, OM_SPAN(",\"error_type\":"), result->error_type);
         }
         om_buf_lit(b, ",\"timestamp\":");
         om_buf_json_time(b, result->at_ms);
@@ -390,11 +391,10 @@ static void wake(struct om_results *r, const struct om_store_entry *entry) {
 
 static void waiter_wait(struct om_result_waiter *w) {
         int64_t left = w->until_ms - om_clock_ms();
+        struct om_error e;
         struct timeval tv;
 
         if (left <= 0) {
-                struct om_error e;
-
                 om_error_set(&e, OM_TIMEOUT, "no result for task %s yet", w->of->id);
                 om_request_error(waiter_end(w), &e);
                 return;
@@ -404,7 +404,10 @@ static void waiter_wait(struct om_result_waiter *w) {
                 w->poll_ms = w->poll_ms * 2 < POLL_MAX_MS ? w->poll_ms * 2 : POLL_MAX_MS;
         }
         tv = (struct timeval){ .tv_sec = left / 1000, .tv_usec = left % 1000 * 1000 };
-        event_add(w->timer, &tv);
+        if (event_add(w->timer, &tv) < 0) {
+                om_error_set_errno(&e, ENOMEM, "task.get");
+                om_request_error(waiter_end(w), &e);
+        }
 }
 
 static void waiter_read(struct om_result_waiter *w);

@@ -42,28 +42,11 @@ void om_session_spare_take(struct om_session_pool *p, struct om_buf *b) {
 
 /* -- the pool's work of the next turn ------------------------------------------------------------------------------ */
 
-static void want_work(struct om_session_pool *p) {
+void om_session_want_work(struct om_session_pool *p) {
         if (p->posted)
                 return;
         p->posted = true;
         om_host_post(p->core->host, &p->work);
-}
-
-void om_session_set_more(struct om_session *s) {
-        if (s->more)
-                return;
-        s->more = true;
-        s->pool->n_more++;
-        DL_APPEND2(s->pool->more, s, more_prev, more_next);
-        want_work(s->pool);
-}
-
-static void unset_more(struct om_session *s) {
-        if (!s->more)
-                return;
-        s->more = false;
-        s->pool->n_more--;
-        DL_DELETE2(s->pool->more, s, more_prev, more_next);
 }
 
 static void free_dead(struct om_session_pool *p) {
@@ -118,7 +101,7 @@ void om_session_close(struct om_session *s, const char *reason) {
         s->state = OM_SESSION_CLOSED;
         event_del(&s->ev_read);
         event_del(&s->ev_write);
-        event_del(&s->ev_timer);
+        om_session_set_timer(s, OM_TIMER_NONE, 0);
         s->reading = false;
         detach(s);
         while ((req = s->requests)) {
@@ -126,9 +109,10 @@ void om_session_close(struct om_session *s, const char *reason) {
                 req->session = NULL;
         }
         s->in_flight = 0;
+        om_session_uncount(s);
         close(s->fd);
         s->fd = -1;
-        unset_more(s);
+        om_session_leave_line(s);
         if (s->dirty) {
                 s->dirty = false;
                 DL_DELETE2(p->dirty, s, dirty_prev, dirty_next);
@@ -136,11 +120,10 @@ void om_session_close(struct om_session *s, const char *reason) {
         DL_DELETE(s->core->sessions, s);
         s->core->n_sessions--;
         DL_APPEND(p->dead, s);
-        want_work(p);
+        om_session_want_work(p);
 }
 
-/* Whether the client has closed both directions: nobody will read an answer. */
-static bool peer_gone(const struct om_session *s) {
+bool om_session_peer_gone(const struct om_session *s) {
         struct pollfd pfd = { .fd = s->fd };
 
         return poll(&pfd, 1, 0) > 0 && (pfd.revents & (POLLHUP | POLLERR)) != 0;
@@ -166,7 +149,7 @@ void om_session_finish(struct om_session *s) {
 
 void om_session_finish_later(struct om_session *s) {
         if (s->state != OM_SESSION_CLOSED)
-                om_session_set_more(s);
+                om_session_enter_line(s, OM_LINE_FRESH);
 }
 
 void om_session_doom(struct om_session *s, const char *reason) {
@@ -176,13 +159,14 @@ void om_session_doom(struct om_session *s, const char *reason) {
         s->doomed = reason;
         om_buf_deinit(&s->out);
         s->out_sent = 0;
-        om_session_set_more(s);
+        om_session_count(s);
+        om_session_enter_line(s, OM_LINE_BUSY);
 }
 
 static void on_ending_event(evutil_socket_t fd, short what, void *ctx) {
         struct om_session *s = ctx;
 
-        if (peer_gone(s))
+        if (om_session_peer_gone(s))
                 om_session_close(s, NULL);
 }
 
@@ -200,7 +184,7 @@ static void begin_ending(struct om_session *s, bool hurried) {
         } else {
                 s->state = OM_SESSION_ENDING;
                 s->hurried = hurried;
-                unset_more(s);
+                om_session_leave_line(s);
                 event_del(&s->ev_read);
                 event_del(&s->ev_write);
                 event_assign(&s->ev_read, base, s->fd, EV_READ | EV_ET | EV_PERSIST, on_ending_event, s);
@@ -210,15 +194,14 @@ static void begin_ending(struct om_session *s, bool hurried) {
                         event_add(&s->ev_write, NULL);
                 s->reading = false;
         }
-        if (s->hurried) {
-                struct timeval tv = timeval_of_ms(OM_LINGER_MS);
-
-                event_add(&s->ev_timer, &tv);
-        }
+        if (s->hurried)
+                om_session_set_timer(s, OM_TIMER_LINGER, OM_LINGER_MS);
+        else if (s->timer == OM_TIMER_FRAME)
+                om_session_set_timer(s, OM_TIMER_NONE, 0);
 }
 
 void om_session_on_end_of_input(struct om_session *s) {
-        if (peer_gone(s)) {
+        if (om_session_peer_gone(s)) {
                 om_session_close(s, NULL);
                 return;
         }
@@ -239,21 +222,38 @@ void om_session_on_unframable(struct om_session *s, const struct om_error *e) {
         detach(s);
 }
 
-/* The timer runs while output is stuck above its limit, and while a session is ending in a hurry. */
+/* -- time ---------------------------------------------------------------------------------------------------------- */
+
+void om_session_set_timer(struct om_session *s, enum om_session_timer timer, int64_t ms) {
+        struct timeval tv = timeval_of_ms(ms);
+
+        if (timer != OM_TIMER_NONE)
+                event_add(&s->ev_timer, &tv);
+        else if (s->timer != OM_TIMER_NONE)
+                event_del(&s->ev_timer);
+        s->timer = timer;
+}
+
+/* Thousands may come due in the same moment: each is ended when it is its turn. */
 static void on_timer(evutil_socket_t fd, short what, void *ctx) {
         struct om_session *s = ctx;
+        enum om_session_timer timer = s->timer;
 
-        if (s->hurried)
+        s->timer = OM_TIMER_NONE;
+        if (timer == OM_TIMER_LINGER) {
                 om_session_close(s, NULL);
-        else if (s->above)
-                om_session_close(s, "it does not read what it is sent");
+        } else if (timer == OM_TIMER_STALL && s->above) {
+                om_session_doom(s, "it does not read what it is sent");
+        } else if (timer == OM_TIMER_FRAME) {
+                s->overdue = true;
+                om_session_enter_line(s, OM_LINE_BUSY);
+        }
 }
 
 /* -- the next turn ------------------------------------------------------------------------------------------------- */
 
 static void on_work(struct om_post *post) {
         struct om_session_pool *p = (void *) ((char *) post - offsetof(struct om_session_pool, work));
-        struct om_session *s;
 
         p->posted = false;
         free_dead(p);
@@ -261,16 +261,9 @@ static void on_work(struct om_post *post) {
                 free(p);
                 return;
         }
-        /* Each that is on the list now; those with still more are appended and wait for the next turn. */
-        for (unsigned n = p->n_more; n > 0 && (s = p->more); n--) {
-                unsigned budget = OM_FRAMES_PER_TURN;
-
-                unset_more(s);
-                if (s->state == OM_SESSION_ENDING)
-                        om_session_finish(s);
-                else if (!om_session_held(s))
-                        om_session_work_off(s, &budget);
-        }
+        if (p->shedding)
+                om_session_shed(p);
+        om_session_serve_lines(p);
         if (p->drained && !p->core->sessions) {
                 struct om_post *drained = p->drained;
 
@@ -313,6 +306,7 @@ int om_session_new(struct om_core *core, int fd, struct om_session **ret) {
                 return -ENOMEM;
         }
         s->reading = true;
+        om_session_limit_socket(s);
         DL_APPEND(core->sessions, s);
         core->n_sessions++;
         s->pool->counters->connections++;
@@ -337,6 +331,7 @@ int om_session_pool_new(struct om_core *core, struct om_session_pool **ret) {
         p->core = core;
         p->counters = core->metrics ? om_metrics_daemon(core->metrics) : &p->own_counters;
         p->flush.fn = om_session_flush_turn;
+        p->turn_over.fn = om_session_turn_over;
         p->work.fn = on_work;
         *ret = p;
         return 0;
@@ -367,7 +362,7 @@ void om_session_pool_drain(struct om_session_pool *p, struct om_post *done) {
                 detach(s);
                 om_session_finish(s);
         }
-        want_work(p);
+        om_session_want_work(p);
 }
 
 void om_session_pool_free(struct om_session_pool *p) {
@@ -379,6 +374,7 @@ void om_session_pool_free(struct om_session_pool *p) {
                 om_session_close(p->core->sessions, NULL);
         free_dead(p);
         om_loop_forget_turn_end(p->core->loop, &p->flush);
+        om_loop_forget_turn_end(p->core->loop, &p->turn_over);
         while ((req = p->spare_requests)) {
                 p->spare_requests = req->next;
                 free(req);
@@ -397,11 +393,7 @@ void om_session_pool_free(struct om_session_pool *p) {
 /* -- what others know of a session --------------------------------------------------------------------------------- */
 
 bool om_session_is_open(const struct om_session *s) { return s->state == OM_SESSION_OPEN; }
-struct om_core *om_session_core(const struct om_session *s) {
-        return s->core;
-}
 uint64_t om_session_serial(const struct om_session *s) { return s->serial; }
-const struct om_peer *om_session_peer(const struct om_session *s) { return &s->peer; }
 void **om_session_dispatch_slot(struct om_session *s) { return &s->dispatch; }
 void **om_session_watch_slot(struct om_session *s) { return &s->watch; }
 

@@ -6,6 +6,9 @@
  *
  * Always true:
  *   - an idle session holds no buffers: input is read into the loop's shared buffer, and only the tail of an unfinished frame is copied;
+ *   - what all sessions hold together is bounded by session_total_bytes (session_memory.c), what they take of a turn by a slice of it
+ *     (session_turn.c): one that asks little hardly notices the others;
+ *   - a frame that has begun is whole after slow_client_ms, or the session is closed, with a line in the log;
  *   - output of one turn leaves in one system call; above session_output_bytes of unsent output the session is read no further and gets no
  * deliveries; if its socket then takes nothing for stalled_client_ms it is closed, with a line in the log;
  *   - at most OM_IN_FLIGHT requests are unanswered; further ones wait in the socket;
@@ -33,6 +36,7 @@ struct om_request {
         struct om_request *next, *prev; /* the session's list */
         bool notification;
         uint16_t id_len;
+        uint32_t bytes; /* what it is counted as while it is not answered */
         char id[256];
 };
 
@@ -51,6 +55,8 @@ void om_request_error(struct om_request *req, const struct om_error *e);
 /* The same with more members in `data`: raw JSON that begins with a comma (`,"deliveries":[1,2]`), or absent. */
 void om_request_error_data(struct om_request *req, const struct om_error *e, struct om_span members);
 void om_request_done(struct om_request *req); /* frees it without an answer */
+/* Whoever keeps more for it than its body says so: it counts towards what its session holds, until it is answered. */
+void om_request_takes(struct om_request *req, size_t bytes);
 
 /* Notifications to the client: begin returns the buffer at the value of `params`, NULL when the session is closing. end sends it at the end
  * of the turn: 0; -EMSGSIZE: above the frame limit, nothing is sent; -ENOMEM: the session is closed, in the next turn. */
@@ -65,9 +71,7 @@ bool om_session_can_deliver(const struct om_session *s);
 bool om_session_is_open(const struct om_session *s);
 
 /* For others' state on a session. */
-struct om_core *om_session_core(const struct om_session *s);
-uint64_t om_session_serial(const struct om_session *s); /* never used twice in a run */
-const struct om_peer *om_session_peer(const struct om_session *s);
+uint64_t om_session_serial(const struct om_session *s);  /* never used twice in a run */
 const char *om_session_name(const struct om_session *s); /* client's name from hello, or "pid N" */
 int om_session_set_name(struct om_session *s, struct om_span name);
 void **om_session_dispatch_slot(struct om_session *s); /* dispatch.c's */
@@ -95,7 +99,7 @@ struct om_method {
         om_method_fn *fn;
 };
 extern const struct om_method om_task_methods[], om_agent_methods[], om_bus_methods[], om_dlq_methods[], om_storage_methods[],
-        om_config_methods[], om_health_methods[];
+        om_migrate_methods[], om_config_methods[], om_health_methods[];
 const struct om_method *om_method_find(struct om_span name);
 const char *om_method_nearest(struct om_span name);
 

@@ -187,6 +187,7 @@ static bool switch_flag(struct om_flags *f, const char *word) {
                 { "--check", &f->check },
                 { "--print-conf", &f->print_conf },
                 { "--print-man", &f->print_man },
+                { "--print-backends", &f->print_backends },
         };
 
         for (size_t i = 0; i < sizeof switches / sizeof *switches; i++)

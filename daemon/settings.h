@@ -23,22 +23,26 @@
 #include "../backends/options.h"
 
 struct om_settings {
-        char *event_bus_url, *storage_url; /* never NULL */
+        char *event_bus_url, *storage_url;             /* never NULL */
+        char *result_storage_url, *storage_backup_url; /* NULL: none */
         char *socket_path;
         char *state_dir;
+        char *module_dir;   /* NULL: beside the program */
         char *socket_group; /* NULL: unchanged */
         char *log_target, *log_level;
         int64_t socket_mode; /* 0660 */
         int64_t max_connections, max_frame_bytes;
         int64_t prefetch, dlq_retry_limit, retry_backoff_ms, retry_backoff_max_ms, reclaim_idle_ms;
         int64_t result_ttl_ms, idempotency_window_ms;
+        int64_t storage_queue_bytes, storage_copy_rate;
         int64_t publish_timeout_ms, call_timeout_ms; /* the core's deadlines for a bus and a storage */
-        int64_t stop_grace_ms, stalled_client_ms, session_output_bytes, metrics_interval_ms;
+        int64_t stop_grace_ms, metrics_interval_ms;
+        int64_t stalled_client_ms, slow_client_ms, session_output_bytes, session_total_bytes;
         void *more; /* settings.c's: sources, strings */
 };
 
 struct om_flags { /* flags that are no settings */
-        bool help, version, check, print_conf, print_man;
+        bool help, version, check, print_conf, print_man, print_backends;
         const char *config_path; /* --config, or NULL: the default places */
 };
 /*

@@ -7,7 +7,7 @@
  *   - a URL setting beats EVENT_BUS_URL_FILE's and the Python names' at the same level or a lower one; a setting and its _FILE at one level
  *     contradict each other, which is an error;
  *   - what is made stands at the level of the setting that asked for it (EVENT_BUS_TYPE, say), and its source says so;
- *   - afterwards each row with a field has a text, but SOCKET_GROUP.
+ *   - afterwards each row with a field has a text, but SOCKET_GROUP, MODULE_DIR, RESULT_STORAGE_URL and STORAGE_BACKUP_URL.
  *
  * Called by settings.c, once for each reading.
  */
@@ -92,12 +92,13 @@ static int url_of(struct om_settings_more *m, enum om_setting_id id, const char 
                 schemes[0]);
 }
 
-/* What a backend needs that has no default. */
-static int required(struct om_settings_more *m, enum om_setting_id id, const char *kind, const char **ret, struct om_error *e) {
+/* What a backend needs that has no default; `from` asks for it. */
+static int required(struct om_settings_more *m, enum om_setting_id id, enum om_setting_id from, const char *kind, const char **ret,
+        struct om_error *e) {
         *ret = text_of(m, id);
         if (*ret)
                 return 0;
-        return om_error_set(e, OM_INVALID, "%s: STORAGE_BACKEND=%s needs %s", m->values[OM_SET_STORAGE_BACKEND].source, kind,
+        return om_error_set(e, OM_INVALID, "%s: %s=%s needs %s", m->values[from].source, om_settings_table[from].option.name, kind,
                 om_settings_table[id].option.name);
 }
 
@@ -157,26 +158,20 @@ static int find_word(struct om_settings_more *m, enum om_setting_id id, const st
         return -EINVAL;
 }
 
-static int make_bus(struct om_settings_more *m, struct om_error *e) {
+static int put_bus(struct om_settings_more *m, enum bus bus, struct om_buf *b, struct om_error *e) {
         static const char *const amqp[] = { "amqp", "amqps", NULL };
-        const char *url = NULL;
-        int bus, r;
+        const char *url = "local:";
+        int r = 0;
 
-        if (!m->values[OM_SET_EVENT_BUS_TYPE].text || m->values[OM_SET_EVENT_BUS_URL].level >= m->values[OM_SET_EVENT_BUS_TYPE].level)
-                return 0;
-        r = find_word(m, OM_SET_EVENT_BUS_TYPE, buses, 5, "event bus", &bus, e);
-        if (r < 0)
-                return r;
-        switch ((enum bus) bus) {
+        switch (bus) {
         case BUS_LOCAL:
-                url = "local:";
                 break;
         case BUS_REDIS:
                 r = url_of(m, OM_SET_REDIS_URL, "redis://localhost:6379", redis_schemes, &url, e);
                 break;
         case BUS_KAFKA:
                 url = text_or(m, OM_SET_KAFKA_SERVERS, "localhost:9092");
-                url = om_settings_format(m, "%s%s", strstr(url, "://") ? "" : "kafka://", url);
+                om_buf_puts(b, strstr(url, "://") ? "" : "kafka://");
                 break;
         case BUS_RABBITMQ:
                 r = url_of(m, OM_SET_RABBITMQ_URL, "amqp://guest:guest@localhost:5672/", amqp, &url, e);
@@ -185,16 +180,51 @@ static int make_bus(struct om_settings_more *m, struct om_error *e) {
                 r = url_of(m, OM_SET_NATS_URL, "nats://localhost:4222", nats_schemes, &url, e);
                 break;
         }
-        return r < 0 ? r : keep_made(m, OM_SET_EVENT_BUS_URL, OM_SET_EVENT_BUS_TYPE, url, e);
+        if (r < 0)
+                return r;
+        om_buf_puts(b, url);
+        if (bus == BUS_REDIS)
+                put_parameter(b, "maxlen", text_of(m, OM_SET_REDIS_STREAM_MAXLEN));
+        return 0;
+}
+
+/* The URL that was put together, for `id`. */
+static int keep_url(struct om_settings_more *m, enum om_setting_id id, enum om_setting_id from, struct om_buf *url, struct om_error *e) {
+        om_buf_putc(url, 0);
+        return om_buf_ok(url) ? keep_made(m, id, from, url->data, e) : om_error_set_errno(e, ENOMEM, "settings");
+}
+
+static int make_bus(struct om_settings_more *m, struct om_error *e) {
+        struct om_buf url = OM_BUF_INIT;
+        int bus, r;
+
+        if (!m->values[OM_SET_EVENT_BUS_TYPE].text || m->values[OM_SET_EVENT_BUS_URL].level >= m->values[OM_SET_EVENT_BUS_TYPE].level)
+                return 0;
+        r = find_word(m, OM_SET_EVENT_BUS_TYPE, buses, 5, "event bus", &bus, e);
+        if (r == 0)
+                r = put_bus(m, (enum bus) bus, &url, e);
+        if (r == 0)
+                r = keep_url(m, OM_SET_EVENT_BUS_URL, OM_SET_EVENT_BUS_TYPE, &url, e);
+        om_buf_deinit(&url);
+        return r;
 }
 
 /* -- the storage --------------------------------------------------------------------------------------------------- */
 
-static void put_s3(struct om_settings_more *m, const char *bucket, struct om_buf *b) {
+static int put_s3(struct om_settings_more *m, const char *bucket, struct om_buf *b, struct om_error *e) {
+        const char *replica = text_of(m, OM_SET_S3_REPLICA_URL);
+
+        /* Inside the other URL a password would not be told from the rest, and be printed. */
+        if (replica && memchr(replica, '@', strcspn(replica, "?")))
+                return om_error_set(e, OM_INVALID, "%s: S3_REPLICA_URL has no user and password: name a profile that has, ?profile=NAME",
+                        m->values[OM_SET_S3_REPLICA_URL].source);
         om_buf_lit(b, "s3://");
         put_encoded(b, bucket);
         put_parameter(b, "region", text_of(m, OM_SET_S3_REGION));
         put_parameter(b, "endpoint", text_of(m, OM_SET_S3_ENDPOINT));
+        put_parameter(b, "replica", replica);
+        put_parameter(b, "manage_lifecycle", text_of(m, OM_SET_S3_MANAGE_LIFECYCLE));
+        return 0;
 }
 
 /* nats://HOST becomes nats+kv://HOST/omnidaemon. */
@@ -213,7 +243,7 @@ static int put_nats(struct om_settings_more *m, struct om_buf *b, struct om_erro
         return 0;
 }
 
-static int put_storage(struct om_settings_more *m, enum storage storage, struct om_buf *b, struct om_error *e) {
+static int put_storage(struct om_settings_more *m, enum storage storage, enum om_setting_id from, struct om_buf *b, struct om_error *e) {
         const char *text = NULL;
         int r = 0;
 
@@ -225,25 +255,25 @@ static int put_storage(struct om_settings_more *m, enum storage storage, struct 
                 r = url_of(m, OM_SET_REDIS_URL, "redis://localhost:6379", redis_schemes, &text, e);
                 if (r == 0) {
                         om_buf_puts(b, text);
-                        put_parameter(b, "key_prefix", text_of(m, OM_SET_REDIS_KEY_PREFIX));
+                        put_parameter(b, "prefix", text_of(m, OM_SET_REDIS_KEY_PREFIX));
                 }
                 break;
         case STORAGE_POSTGRESQL:
-                r = required(m, OM_SET_POSTGRES_URL, "postgresql", &text, e);
+                r = required(m, OM_SET_POSTGRES_URL, from, "postgresql", &text, e);
                 break;
         case STORAGE_MONGODB:
-                r = required(m, OM_SET_MONGODB_URI, "mongodb", &text, e);
+                r = required(m, OM_SET_MONGODB_URI, from, "mongodb", &text, e);
                 break;
         case STORAGE_S3:
-                r = required(m, OM_SET_S3_BUCKET, "s3", &text, e);
+                r = required(m, OM_SET_S3_BUCKET, from, "s3", &text, e);
                 if (r == 0)
-                        put_s3(m, text, b);
+                        r = put_s3(m, text, b, e);
                 break;
         case STORAGE_NATS:
                 r = put_nats(m, b, e);
                 break;
         }
-        if (r == 0 && b->len == 0)
+        if (r == 0 && text && b->len == 0)
                 om_buf_puts(b, text);
         return r;
 }
@@ -258,11 +288,25 @@ static int make_storage(struct om_settings_more *m, struct om_error *e) {
         if (from == OM_SET_STORAGE_BACKEND)
                 r = find_word(m, from, storages, 6, "storage", &storage, e);
         if (r == 0)
-                r = put_storage(m, (enum storage) storage, &url, e);
-        if (r == 0) {
-                om_buf_putc(&url, 0);
-                r = om_buf_ok(&url) ? keep_made(m, OM_SET_STORAGE_URL, from, url.data, e) : om_error_set_errno(e, ENOMEM, "settings");
-        }
+                r = put_storage(m, (enum storage) storage, from, &url, e);
+        if (r == 0)
+                r = keep_url(m, OM_SET_STORAGE_URL, from, &url, e);
+        om_buf_deinit(&url);
+        return r;
+}
+
+/* RESULT_STORAGE and STORAGE_BACKEND_BACKUP: the words and names of STORAGE_BACKEND. */
+static int make_other(struct om_settings_more *m, enum om_setting_id id, enum om_setting_id from, struct om_error *e) {
+        struct om_buf url = OM_BUF_INIT;
+        int storage, r;
+
+        if (!m->values[from].text || m->values[id].level >= m->values[from].level)
+                return 0;
+        r = find_word(m, from, storages, 6, "storage", &storage, e);
+        if (r == 0)
+                r = put_storage(m, (enum storage) storage, from, &url, e);
+        if (r == 0)
+                r = keep_url(m, id, from, &url, e);
         om_buf_deinit(&url);
         return r;
 }
@@ -332,12 +376,20 @@ int om_settings_compose(struct om_settings_more *m, struct om_error *e) {
         if (r == 0)
                 r = url_from_file(m, OM_SET_STORAGE_URL, OM_SET_STORAGE_URL_FILE, e);
         if (r == 0)
+                r = url_from_file(m, OM_SET_RESULT_STORAGE_URL, OM_SET_RESULT_STORAGE_URL_FILE, e);
+        if (r == 0)
+                r = url_from_file(m, OM_SET_STORAGE_BACKUP_URL, OM_SET_STORAGE_BACKUP_URL_FILE, e);
+        if (r == 0)
                 r = make_bus(m, e);
         /* The state folder is needed first: json: without a folder is there. */
         if (r == 0)
                 r = keep_default(m, OM_SET_STATE_DIR, default_state_dir(m), e);
         if (r == 0)
                 r = make_storage(m, e);
+        if (r == 0)
+                r = make_other(m, OM_SET_RESULT_STORAGE_URL, OM_SET_RESULT_STORAGE, e);
+        if (r == 0)
+                r = make_other(m, OM_SET_STORAGE_BACKUP_URL, OM_SET_STORAGE_BACKEND_BACKUP, e);
         if (r == 0)
                 r = keep_plain_defaults(m, e);
         if (r == 0)
@@ -348,5 +400,9 @@ int om_settings_compose(struct om_settings_more *m, struct om_error *e) {
         note_beaten(m, OM_SET_EVENT_BUS_URL_FILE, OM_SET_EVENT_BUS_URL);
         note_beaten(m, OM_SET_STORAGE_BACKEND, OM_SET_STORAGE_URL);
         note_beaten(m, OM_SET_STORAGE_URL_FILE, OM_SET_STORAGE_URL);
+        note_beaten(m, OM_SET_RESULT_STORAGE, OM_SET_RESULT_STORAGE_URL);
+        note_beaten(m, OM_SET_RESULT_STORAGE_URL_FILE, OM_SET_RESULT_STORAGE_URL);
+        note_beaten(m, OM_SET_STORAGE_BACKEND_BACKUP, OM_SET_STORAGE_BACKUP_URL);
+        note_beaten(m, OM_SET_STORAGE_BACKUP_URL_FILE, OM_SET_STORAGE_BACKUP_URL);
         return 0;
 }

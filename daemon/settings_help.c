@@ -22,6 +22,8 @@ static const struct {
                 "/etc/omnidaemon/omnidaemond.conf; "
                 "else .env in the working folder." },
         { "--check", "Prints the settings in force, each with its source, and exits. Connects nothing." },
+        { "--print-backends",
+                "Prints which buses and storages there are, what each can do and the parameters of its URL, as JSON, and exits." },
         { "--print-conf", "Prints a file with every setting, commented, and exits." },
         { "--print-man", "Prints the manual page and exits." },
         { "--help, -h", "This text." },

@@ -201,12 +201,21 @@ int om_settings_check_urls(const struct om_settings *s, struct om_error *e) {
                 r = check_parameters(bus->options, bus_url, e);
         if (r < 0)
                 goto out;
-        setting = "STORAGE_URL";
-        r = om_url_parse(s->storage_url, &store_url, e);
-        if (r == 0)
-                r = om_registry_store(store_url, setting, &store, e);
-        if (r == 0)
-                r = check_parameters(store->options, store_url, e);
+        for (size_t i = 0; r == 0 && i < 3; i++) {
+                const char *urls[] = { s->storage_url, s->result_storage_url, s->storage_backup_url };
+                static const char *const names[] = { "STORAGE_URL", "RESULT_STORAGE_URL", "STORAGE_BACKUP_URL" };
+
+                if (!urls[i])
+                        continue;
+                setting = names[i];
+                om_url_free(store_url);
+                store_url = NULL;
+                r = om_url_parse(urls[i], &store_url, e);
+                if (r == 0)
+                        r = om_registry_store(store_url, setting, &store, e);
+                if (r == 0)
+                        r = check_parameters(store->options, store_url, e);
+        }
 out:
         if (r < 0 && e && !strstr(e->message, setting))
                 om_error_prefix(e, "%s", setting);

@@ -51,9 +51,33 @@ const struct om_setting om_settings_table[OM_SETTINGS] = {
                        "$CREDENTIALS_DIRECTORY, where systemd's LoadCredential= puts it." },
         [OM_SET_STORAGE_URL_FILE] = { STRING("STORAGE_URL_FILE", OM_NO_FIELD, NULL), .value_name = "FILE",
                 .doc = "The same for STORAGE_URL." },
+        [OM_SET_RESULT_STORAGE_URL] = { STRING("RESULT_STORAGE_URL", FIELD(result_storage_url), NULL), .value_name = "URL", .url = true,
+                .default_doc = "the storage of STORAGE_URL",
+                .doc = "A storage of their own for results: agents, metrics and configuration stay with STORAGE_URL. Either may be away "
+                       "without the other." },
+        [OM_SET_RESULT_STORAGE_URL_FILE] = { STRING("RESULT_STORAGE_URL_FILE", OM_NO_FIELD, NULL), .value_name = "FILE",
+                .doc = "The same for RESULT_STORAGE_URL." },
+        [OM_SET_STORAGE_BACKUP_URL] = { STRING("STORAGE_BACKUP_URL", FIELD(storage_backup_url), NULL), .value_name = "URL", .url = true,
+                .default_doc = "none",
+                .doc = "A second storage that gets everything that is written, behind the first one: nobody waits for it, and what it "
+                       "cannot "
+                       "take is kept in the state folder until it can. `omnictl storage migrate` copies to it what was there before. It "
+                       "belongs to this daemon's data alone." },
+        [OM_SET_STORAGE_BACKUP_URL_FILE] = { STRING("STORAGE_BACKUP_URL_FILE", OM_NO_FIELD, NULL), .value_name = "FILE",
+                .doc = "The same for STORAGE_BACKUP_URL." },
+        [OM_SET_STORAGE_QUEUE_BYTES] = { BYTES("STORAGE_QUEUE_BYTES", FIELD(storage_queue_bytes), "64M", MIB, 16 * GIB), .reloadable = true,
+                .doc = "How much may be remembered, in memory and in the state folder, of what a second storage lacks: about 300 bytes a "
+                       "record. Beyond it nothing is lost and no write fails: all records of the kind are compared when the second storage "
+                       "is back." },
+        [OM_SET_STORAGE_COPY_RATE] = { COUNT("STORAGE_COPY_RATE", FIELD(storage_copy_rate), "5000", 0, 10000000), .reloadable = true,
+                .doc = "How many records a second `omnictl storage migrate` reads or copies at most, so that agents are not held up. 0: as "
+                       "fast as it goes." },
         [OM_SET_STATE_DIR] = { STRING("STATE_DIR", FIELD(state_dir), NULL), .value_name = "DIR",
                 .default_doc = ".omnidaemon_data in the working folder; as a service $STATE_DIRECTORY, else /var/lib/omnidaemon",
                 .doc = "The folder of the embedded bus and storage." },
+        [OM_SET_MODULE_DIR] = { STRING("MODULE_DIR", FIELD(module_dir), NULL), .value_name = "DIR",
+                .default_doc = "lib/omnidaemon beside the folder of the program",
+                .doc = "The folder of the modules: a bus or storage that is not embedded is loaded from there when a URL asks for it." },
 
         /* -- the socket */
         [OM_SET_SOCKET_PATH] = { STRING("SOCKET_PATH", FIELD(socket_path), NULL), .group = OM_GROUP_SOCKET, .alias = "OMNIDAEMON_SOCKET",
@@ -103,9 +127,18 @@ const struct om_setting om_settings_table[OM_SETTINGS] = {
                 .doc = "The largest request or reply. Clients are told in `hello`." },
         [OM_SET_SESSION_OUTPUT_BYTES] = { BYTES("SESSION_OUTPUT_BYTES", FIELD(session_output_bytes), "4M", 64 * KIB, GIB),
                 .group = OM_GROUP_LIMITS, .reloadable = true,
-                .doc = "What may wait for a client that does not read; above it the client is not read and gets no tasks." },
+                .doc = "What may wait for a client that does not read; above it the client is not read and gets no tasks. It is less "
+                       "when all clients together have much waiting: see SESSION_TOTAL_BYTES." },
+        [OM_SET_SESSION_TOTAL_BYTES] = { BYTES("SESSION_TOTAL_BYTES", FIELD(session_total_bytes), "256M", MIB, 1024 * GIB),
+                .group = OM_GROUP_LIMITS, .reloadable = true,
+                .doc = "What the daemon may hold for all clients together: frames that are not whole, requests that are not "
+                       "answered, answers that are not read; four of the largest frames in any case. The more is held, the less "
+                       "a client may leave waiting; when it is all the same too much, those with most are closed." },
         [OM_SET_STALLED_CLIENT] = { DURATION("STALLED_CLIENT", FIELD(stalled_client_ms), "30s", SECOND, HOUR), .group = OM_GROUP_LIMITS,
-                .reloadable = true, .doc = "After how long such a client, its socket taking nothing, is closed." },
+                .reloadable = true,
+                .doc = "After how long a client that has more waiting than it may, its socket taking nothing, is closed." },
+        [OM_SET_SLOW_CLIENT] = { DURATION("SLOW_CLIENT", FIELD(slow_client_ms), "30s", SECOND, HOUR), .group = OM_GROUP_LIMITS,
+                .reloadable = true, .doc = "After how long a client is closed that began a frame and did not finish it." },
 
         /* -- the log */
         [OM_SET_LOG_LEVEL] = { CHOICE("LOG_LEVEL", FIELD(log_level), "info", log_levels), .group = OM_GROUP_LOG, .reloadable = true,
@@ -118,10 +151,18 @@ const struct om_setting om_settings_table[OM_SETTINGS] = {
                 .doc = "Makes EVENT_BUS_URL from the names below: local, redis_stream, kafka, rabbitmq or nats." },
         [OM_SET_STORAGE_BACKEND] = { STRING("STORAGE_BACKEND", OM_NO_FIELD, NULL), .value_name = "WORD", .group = OM_GROUP_PYTHON,
                 .doc = "Makes STORAGE_URL from the names below: json, redis, postgresql, mongodb, s3 or nats." },
+        [OM_SET_RESULT_STORAGE] = { STRING("RESULT_STORAGE", OM_NO_FIELD, NULL), .value_name = "WORD", .group = OM_GROUP_PYTHON,
+                .doc = "Makes RESULT_STORAGE_URL from the names below, as STORAGE_BACKEND does STORAGE_URL." },
+        [OM_SET_STORAGE_BACKEND_BACKUP] = { STRING("STORAGE_BACKEND_BACKUP", OM_NO_FIELD, NULL), .value_name = "WORD",
+                .group = OM_GROUP_PYTHON, .doc = "Makes STORAGE_BACKUP_URL from the names below." },
         [OM_SET_REDIS_URL] = { STRING("REDIS_URL", OM_NO_FIELD, NULL), .value_name = "URL", .group = OM_GROUP_PYTHON, .url = true,
                 .default_doc = "redis://localhost:6379", .doc = "With EVENT_BUS_TYPE=redis_stream and STORAGE_BACKEND=redis." },
         [OM_SET_REDIS_KEY_PREFIX] = { STRING("REDIS_KEY_PREFIX", OM_NO_FIELD, NULL), .value_name = "PREFIX", .group = OM_GROUP_PYTHON,
                 .default_doc = "omni", .doc = "With STORAGE_BACKEND=redis: what its keys start with." },
+        [OM_SET_REDIS_STREAM_MAXLEN] = { STRING("REDIS_STREAM_MAXLEN", OM_NO_FIELD, NULL), .value_name = "N", .group = OM_GROUP_PYTHON,
+                .doc = "With EVENT_BUS_TYPE=redis_stream: streams are cut to about so many entries, whoever has read them. Without it "
+                       "nothing is "
+                       "dropped that an agent has not finished." },
         [OM_SET_KAFKA_SERVERS] = { STRING("KAFKA_SERVERS", OM_NO_FIELD, NULL), .value_name = "HOSTS", .group = OM_GROUP_PYTHON, .url = true,
                 .default_doc = "localhost:9092", .doc = "With EVENT_BUS_TYPE=kafka: HOST:PORT, several with commas." },
         [OM_SET_RABBITMQ_URL] = { STRING("RABBITMQ_URL", OM_NO_FIELD, NULL), .value_name = "URL", .group = OM_GROUP_PYTHON, .url = true,
@@ -140,6 +181,11 @@ const struct om_setting om_settings_table[OM_SETTINGS] = {
                 .doc = "With STORAGE_BACKEND=s3." },
         [OM_SET_S3_ENDPOINT] = { STRING("S3_ENDPOINT", OM_NO_FIELD, NULL), .value_name = "URL", .group = OM_GROUP_PYTHON, .url = true,
                 .doc = "With STORAGE_BACKEND=s3: a server other than Amazon's." },
+        [OM_SET_S3_REPLICA_URL] = { STRING("S3_REPLICA_URL", OM_NO_FIELD, NULL), .value_name = "URL", .group = OM_GROUP_PYTHON, .url = true,
+                .doc = "With STORAGE_BACKEND=s3: an s3:// URL of a copy, which is read when the bucket cannot be." },
+        [OM_SET_S3_MANAGE_LIFECYCLE] = { STRING("S3_MANAGE_LIFECYCLE", OM_NO_FIELD, NULL), .value_name = "true|false",
+                .group = OM_GROUP_PYTHON,
+                .doc = "With STORAGE_BACKEND=s3: whether the bucket gets lifecycle rules that delete what has expired." },
 };
 
 static const char no_http[] = "HTTP is not in this version; the daemon is reached by its socket only";

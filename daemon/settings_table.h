@@ -46,7 +46,14 @@ enum om_setting_id {
         OM_SET_STORAGE_URL,
         OM_SET_EVENT_BUS_URL_FILE,
         OM_SET_STORAGE_URL_FILE,
+        OM_SET_RESULT_STORAGE_URL,
+        OM_SET_RESULT_STORAGE_URL_FILE,
+        OM_SET_STORAGE_BACKUP_URL,
+        OM_SET_STORAGE_BACKUP_URL_FILE,
+        OM_SET_STORAGE_QUEUE_BYTES,
+        OM_SET_STORAGE_COPY_RATE,
         OM_SET_STATE_DIR,
+        OM_SET_MODULE_DIR,
         OM_SET_SOCKET_PATH,
         OM_SET_SOCKET_MODE,
         OM_SET_SOCKET_GROUP,
@@ -64,13 +71,18 @@ enum om_setting_id {
         OM_SET_MAX_CONNECTIONS,
         OM_SET_MAX_FRAME_BYTES,
         OM_SET_SESSION_OUTPUT_BYTES,
+        OM_SET_SESSION_TOTAL_BYTES,
         OM_SET_STALLED_CLIENT,
+        OM_SET_SLOW_CLIENT,
         OM_SET_LOG_LEVEL,
         OM_SET_LOG_TARGET,
         OM_SET_EVENT_BUS_TYPE,
         OM_SET_STORAGE_BACKEND,
+        OM_SET_RESULT_STORAGE,
+        OM_SET_STORAGE_BACKEND_BACKUP,
         OM_SET_REDIS_URL,
         OM_SET_REDIS_KEY_PREFIX,
+        OM_SET_REDIS_STREAM_MAXLEN,
         OM_SET_KAFKA_SERVERS,
         OM_SET_RABBITMQ_URL,
         OM_SET_NATS_URL,
@@ -80,6 +92,8 @@ enum om_setting_id {
         OM_SET_S3_BUCKET,
         OM_SET_S3_REGION,
         OM_SET_S3_ENDPOINT,
+        OM_SET_S3_REPLICA_URL,
+        OM_SET_S3_MANAGE_LIFECYCLE,
         OM_SETTINGS,
 };
 extern const struct om_setting om_settings_table[OM_SETTINGS];
@@ -139,7 +153,7 @@ int om_settings_slurp(const char *path, struct om_buf *out, struct om_error *e);
 
 /* Reads m->file, when there is one. */
 int om_settings_read_file(struct om_settings_more *m, struct om_error *e);
-/* Makes what follows from other values; afterwards every row with a field has a text, but SOCKET_GROUP. */
+/* Makes what follows from other values; afterwards every row with a field has a text, but SOCKET_GROUP and MODULE_DIR. */
 int om_settings_compose(struct om_settings_more *m, struct om_error *e);
 
 #endif

@@ -1,15 +1,22 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs by apt what a build, the tests or the linters miss on Debian 12; quiet and instant when nothing is missing.
-#   packaging/install-deps.sh [build] [test] [lint] [clang] [bench]
+#   packaging/install-deps.sh [build] [test] [lint] [clang] [bench] [MODULE, redis say, …]
 set -euo pipefail
 
 declare -A packages=(
         [build]="gcc make pkg-config libc6-dev libevent-dev liblmdb-dev libsystemd-dev uthash-dev"
-        [test]="check g++ libjansson-dev python3 python3-venv tmux procps valgrind e2fsprogs mount"
+        [redis]="libhiredis-dev libssl-dev"
+        [kafka]="librdkafka-dev"
+        [rabbitmq]="librabbitmq-dev libssl-dev"
+        [nats]="libnats-dev"
+        [postgresql]="libpq-dev"
+        [mongodb]="libmongoc-dev"
+        [s3]="libcurl4-openssl-dev libexpat1-dev libssl-dev"
+        [test]="check curl g++ libjansson-dev python3 python3-venv tmux procps valgrind e2fsprogs mount openssl redis-server postgresql rabbitmq-server python3-pika kcat maven default-jre-headless"
         [lint]="clang clang-format clang-tidy codespell shellcheck"
         [clang]="clang libclang-rt-14-dev llvm"
-        [bench]="beanstalkd libnats-dev valgrind"
+        [bench]="beanstalkd curl libcurl4-openssl-dev libnats-dev libhiredis-dev librabbitmq-dev librdkafka-dev libmongoc-dev libpq-dev maven default-jre-headless redis-server postgresql rabbitmq-server python3-venv valgrind"
 )
 wanted=()
 for group in "${@:-build}"; do

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Puts what was built, and what belongs to it, where PREFIX says; or removes exactly that.
 #   B=build PREFIX=/usr/local DESTDIR= VERSION=0.1.0 SOMAJOR=0 packaging/install.sh install|uninstall
-# LIBDIR (PREFIX/lib) is for distributions that keep libraries elsewhere. What a person may have edited, /etc, is not touched.
+# LIBDIR (PREFIX/lib) is for distributions that keep libraries elsewhere; modules are the daemon's own and stay in PREFIX/lib/omnidaemon. What a person may have edited, /etc, is not touched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:?usage: packaging/install.sh install|uninstall}
@@ -26,7 +26,7 @@ plan() {
         for f in backends/*/; do
                 name=$(basename "$f")
                 for name in "bus_$name.so" "store_$name.so"; do
-                        [[ $what == install && ! -e $B/lib/omnidaemon/$name ]] || put 644 "$B/lib/omnidaemon/$name" "$LIBDIR/omnidaemon/$name"
+                        [[ $what == install && ! -e $B/lib/omnidaemon/$name ]] || put 644 "$B/lib/omnidaemon/$name" "$PREFIX/lib/omnidaemon/$name"
                 done
         done
         for f in packaging/man/*.[1-8]; do
@@ -87,7 +87,7 @@ uninstall)
         link() { [[ ! -L $DESTDIR$2 || $(readlink "$DESTDIR$2") != "$1" ]] || rm -f "$DESTDIR$2"; }
         fill() { rm -f "$DESTDIR$2"; }
         plan
-        for folder in "$doc/conf" "$doc/examples" "$doc" "$LIBDIR/omnidaemon"; do
+        for folder in "$doc/conf" "$doc/examples" "$doc" "$PREFIX/lib/omnidaemon"; do
                 [[ ! -d $DESTDIR$folder ]] || rmdir --ignore-fail-on-non-empty "$DESTDIR$folder"
         done
         [[ -n $DESTDIR || $EUID -ne 0 ]] || ldconfig

@@ -48,6 +48,7 @@ static inline char *om_buf_reserve(struct om_buf *b, size_t n) {
                 return NULL;
         return b->data + b->len;
 }
+char *om_buf_fit(struct om_buf *b, size_t n); /* the same, with no room to spare: for what is known to be the end */
 static inline bool om_buf_ok(const struct om_buf *b) { return !b->failed; }
 static inline struct om_span om_buf_span(const struct om_buf *b) { return (struct om_span){ b->data ? b->data : "", b->len }; }
 
@@ -61,7 +62,7 @@ static inline void om_buf_put(struct om_buf *b, const void *data, size_t n) {
 }
 static inline void om_buf_put_span(struct om_buf *b, struct om_span s) { om_buf_put(b, s.p, s.len); }
 static inline void om_buf_putc(struct om_buf *b, char c) { om_buf_put(b, &c, 1); }
-void om_buf_puts(struct om_buf *b, const char *text);
+static inline void om_buf_puts(struct om_buf *b, const char *text) { om_buf_put(b, text, strlen(text)); }
 #define om_buf_lit(b, literal) om_buf_put((b), (literal), sizeof(literal) - 1)
 void om_buf_printf(struct om_buf *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void om_buf_u64(struct om_buf *b, uint64_t value); /* decimal */

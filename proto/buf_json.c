@@ -51,8 +51,15 @@ static void put_escape(struct om_buf *b, char c) {
 
 void om_buf_json_string(struct om_buf *b, const char *data, size_t n) {
         const char *p = data, *end = data ? data + n : data;
-        if (!om_buf_reserve(b, n + 2))
+        char *to = om_buf_reserve(b, n + 2);
+        if (!to)
                 return;
+        if (n && om_text_skip_plain(p, end) == end) { /* most are, and short */
+                to[0] = to[n + 1] = '"';
+                memcpy(to + 1, data, n);
+                b->len += n + 2;
+                return;
+        }
         om_buf_putc(b, '"');
         while (p < end) {
                 const char *run = p;

@@ -335,8 +335,6 @@ static uint64_t find_escaped(struct skipping *s, uint64_t backslash) {
 /* The place in the block after the bracket that closes the first one, or 0 when it does not close here. */
 static unsigned skip_block(struct skipping *s, const char *p) {
         struct om_text_marks m = om_text_mark64(p);
-        if (!(m.quote | m.backslash | s->escaped | (s->inside ? 0 : m.open | m.close))) /* most of a long string */
-                return 0;
         if (m.backslash | s->escaped)
                 m.quote &= ~find_escaped(s, m.backslash);
         uint64_t inside = m.quote; /* each bit the parity of the quotes up to it: inside a string or not */
@@ -365,9 +363,13 @@ static unsigned skip_block(struct skipping *s, const char *p) {
 static const char *skip_container(struct om_json *j, const char *p) {
         struct skipping s = { 0, 0, 0 };
         unsigned n;
-        for (; j->end - p >= 64; p += 64)
+        while (j->end - p >= 64) {
                 if ((n = skip_block(&s, p)))
                         return p + n;
+                p += 64;
+                if (s.inside && !s.escaped) /* most of a long string: the next block begins at what ends it */
+                        p = om_text_find_quote(p, j->end);
+        }
         char last[64];
         memset(last, ' ', sizeof last);
         memcpy(last, p, (size_t) (j->end - p));

@@ -93,6 +93,7 @@ struct om_json_member {
         unsigned types; /* OR of om_json_type */
         bool required;
         struct om_json_value value;
+        struct om_json_member *inside; /* of an object: its own members, read on the way; NULL: it is stepped over */
 };
 /*
  * Reads an object's members into `members` (ended by name == NULL), resetting their values first. An unknown name, a repeated
@@ -101,7 +102,12 @@ struct om_json_member {
  * `object` has been checked before. Returns 0 or -EINVAL (code OM_CODE_PARAMS, kind OM_INVALID).
  */
 int om_json_members(struct om_span object, const char *where, struct om_json_member *members, struct om_error *e);
+/* The same of the object that comes next in a text that was checked: the position is behind it then, and anywhere after an error. */
+int om_json_members_at(struct om_json *j, const char *where, struct om_json_member *members, struct om_error *e);
 
+/* The place that a message names, `where` and a member's name: "tasks[3].payload". A long `where` is cut. */
+enum { OM_JSON_WHERE_MAX = 128 };
+void om_json_where(char out[static OM_JSON_WHERE_MAX], const char *where, const char *name);
 /* "an object", "a string": for messages. */
 const char *om_json_type_name(unsigned type);
 

@@ -341,27 +341,46 @@ static struct om_json_member *find_member(struct om_json_member *members, struct
         return NULL;
 }
 
-int om_json_members(struct om_span object, const char *where, struct om_json_member *members, struct om_error *e) {
-        struct om_json j;
+/* `where` and the member's name joined; no printf, since every task comes by here. */
+void om_json_where(char out[static OM_JSON_WHERE_MAX], const char *where, const char *name) {
+        size_t n = strlen(name), max = n < OM_JSON_WHERE_MAX - 2 ? OM_JSON_WHERE_MAX - 2 - n : 0, before = strnlen(where, max);
+        memcpy(out, where, before);
+        out[before] = '.';
+        memcpy(out + before + 1, name, n + 1);
+}
+
+static int read_value(struct om_json *j, const char *where, struct om_json_member *m, struct om_json_value *ret, struct om_error *e) {
+        char inner[OM_JSON_WHERE_MAX];
+        if (!m->inside || om_json_peek(j) != OM_JSON_OBJECT)
+                return om_json_value(j, ret);
+        const char *start = j->p;
+        om_json_where(inner, where, m->name);
+        int r = om_json_members_at(j, inner, m->inside, e);
+        *ret = (struct om_json_value){ .type = OM_JSON_OBJECT, .text = { start, (size_t) (j->p - start) } };
+        return r;
+}
+
+int om_json_members_at(struct om_json *j, const char *where, struct om_json_member *members, struct om_error *e) {
         struct om_json_value key, v;
         struct om_json_member *m = members, *last = members;
         int r;
         for (; m->name; m++)
                 m->value = (struct om_json_value){ 0 };
-        om_json_init_valid(&j, object);
-        if (om_json_peek(&j) != OM_JSON_OBJECT)
+        if (om_json_peek(j) != OM_JSON_OBJECT)
                 return om_error_set_code(
-                        e, OM_CODE_PARAMS, OM_INVALID, "%s must be an object, not %s", where, om_json_type_name(om_json_peek(&j)));
-        r = om_json_enter_object(&j);
-        while (r >= 0 && (r = om_json_next_key(&j, &key)) > 0) {
-                r = om_json_value(&j, &v);
-                if (r < 0)
-                        break;
+                        e, OM_CODE_PARAMS, OM_INVALID, "%s must be an object, not %s", where, om_json_type_name(om_json_peek(j)));
+        r = om_json_enter_object(j);
+        while (r >= 0 && (r = om_json_next_key(j, &key)) > 0) {
                 m = find_member(members, last, key);
                 if (!m)
                         return unknown_member(where, key, members, e);
                 if (m->value.text.p)
                         return om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "%s: \"%s\" stands twice", where, m->name);
+                r = read_value(j, where, m, &v, e);
+                if (r < 0 && !j->fault)
+                        return r; /* one of the members inside, and `e` says which */
+                if (r < 0)
+                        break;
                 if (!(m->types & v.type)) {
                         if (v.type != OM_JSON_NULL || m->required)
                                 return wrong_type(where, m, &v, e);
@@ -371,7 +390,7 @@ int om_json_members(struct om_span object, const char *where, struct om_json_mem
                 last = m + 1;
         }
         if (r < 0) {
-                om_json_fault(&j, where, e);
+                om_json_fault(j, where, e);
                 return -EINVAL;
         }
         for (m = members; m->name; m++) {
@@ -382,4 +401,10 @@ int om_json_members(struct om_span object, const char *where, struct om_json_mem
                         return om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "%s: \"%s\" is missing", where, m->name);
         }
         return 0;
+}
+
+int om_json_members(struct om_span object, const char *where, struct om_json_member *members, struct om_error *e) {
+        struct om_json j;
+        om_json_init_valid(&j, object);
+        return om_json_members_at(&j, where, members, e);
 }

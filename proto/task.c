@@ -17,15 +17,6 @@
 
 #define CREATED_MAX 253402300800.0 /* the first second of the year 10000 */
 
-enum { WHERE_MAX = 128 }; /* bytes of a path in a message, "tasks[999].payload" or a caller's longer one, cut */
-
-/* `where` and `field` joined; no printf, since every task comes by here. */
-static void join(char out[static WHERE_MAX], const char *where, const char *field) {
-        size_t nf = strlen(field), n = strnlen(where, WHERE_MAX - 1 - nf);
-        memcpy(out, where, n);
-        memcpy(out + n, field, nf + 1);
-}
-
 /* A string member by the rule of names, or of topics. Absent members are left alone. */
 static int take_text(
         struct om_task *t, const char *where, const struct om_json_member *m, bool topic, struct om_span *ret, struct om_error *e) {
@@ -36,8 +27,8 @@ static int take_text(
                 return om_error_set(e, OM_INTERNAL, "%s: out of memory", where);
         /* checked twice only when wrong: the path is made for the message */
         if ((topic ? om_topic_check(s, m->name, NULL) : om_name_check(s, m->name, NULL)) < 0) {
-                char path[WHERE_MAX];
-                snprintf(path, sizeof path, "%s.%s", where, m->name);
+                char path[OM_JSON_WHERE_MAX];
+                om_json_where(path, where, m->name);
                 return topic ? om_topic_check(s, path, e) : om_name_check(s, path, e);
         }
         *ret = s;
@@ -94,21 +85,15 @@ static int take_headers(struct om_task *t, const char *where, const struct om_js
         return 0;
 }
 
-static int parse_payload(struct om_task *t, const char *where, struct om_span payload, struct om_error *e) {
-        enum { CONTENT, WEBHOOK, REPLY_TO };
-        struct om_json_member m[] = {
-                [CONTENT] = { "content", OM_JSON_ANY, true },
-                [WEBHOOK] = { "webhook", OM_JSON_STRING | OM_JSON_OBJECT, false },
-                [REPLY_TO] = { "reply_to", OM_JSON_STRING, false },
-                { NULL },
-        };
-        char path[WHERE_MAX];
-        join(path, where, ".payload");
-        int r = om_json_members(payload, path, m, e);
-        if (r < 0)
-                return r;
+enum { CONTENT, WEBHOOK, REPLY_TO, N_PAYLOAD };
+
+static int take_payload(struct om_task *t, const char *where, const struct om_json_member *m, struct om_error *e) {
+        char path[OM_JSON_WHERE_MAX];
         t->content = m[CONTENT].value.text;
         t->webhook = m[WEBHOOK].value.text;
+        if (!m[REPLY_TO].value.type)
+                return 0;
+        om_json_where(path, where, "payload");
         return take_text(t, path, &m[REPLY_TO], true, &t->reply_to, e);
 }
 
@@ -150,7 +135,7 @@ static int take_members(struct om_task *t, const char *where, const struct om_js
         int r = take_text(t, where, &m[TOPIC], true, &t->topic, e);
         for (size_t i = 0; r == 0 && i < sizeof texts / sizeof texts[0]; i++)
                 r = take_text(t, where, &m[texts[i].member], false, texts[i].ret, e);
-        if (r < 0 || (r = parse_payload(t, where, m[PAYLOAD].value.text, e)) < 0 || (r = take_created(t, where, &m[CREATED_AT], e)) < 0 ||
+        if (r < 0 || (r = take_payload(t, where, m[PAYLOAD].inside, e)) < 0 || (r = take_created(t, where, &m[CREATED_AT], e)) < 0 ||
                 (r = take_headers(t, where, &m[HEADERS], e)) < 0 ||
                 (r = take_int(where, &m[DELIVERY_ATTEMPTS], 0, UINT32_MAX, &attempts, e)) < 0 ||
                 (r = take_int(where, &m[PRIORITY], 0, OM_PRIORITY_MAX, &priority, e)) < 0 ||
@@ -162,11 +147,17 @@ static int take_members(struct om_task *t, const char *where, const struct om_js
         return 0;
 }
 
-int om_task_parse(struct om_span object, const char *where, struct om_task *ret, struct om_error *e) {
+int om_task_parse_at(struct om_json *j, const char *where, struct om_task *ret, struct om_error *e) {
+        struct om_json_member payload[N_PAYLOAD + 1] = {
+                [CONTENT] = { "content", OM_JSON_ANY, true },
+                [WEBHOOK] = { "webhook", OM_JSON_STRING | OM_JSON_OBJECT, false },
+                [REPLY_TO] = { "reply_to", OM_JSON_STRING, false },
+                { NULL },
+        };
         struct om_json_member m[N_MEMBERS + 1] = {
                 [ID] = { "id", OM_JSON_STRING, false },
                 [TOPIC] = { "topic", OM_JSON_STRING, true },
-                [PAYLOAD] = { "payload", OM_JSON_OBJECT, true },
+                [PAYLOAD] = { "payload", OM_JSON_OBJECT, true, .inside = payload },
                 [CREATED_AT] = { "created_at", OM_JSON_NUMBER, false },
                 [TENANT_ID] = { "tenant_id", OM_JSON_STRING, false },
                 [CORRELATION_ID] = { "correlation_id", OM_JSON_STRING, false },
@@ -183,12 +174,18 @@ int om_task_parse(struct om_span object, const char *where, struct om_task *ret,
                 { NULL },
         };
         memset(ret, 0, sizeof *ret);
-        int r = om_json_members(object, where, m, e);
+        int r = om_json_members_at(j, where, m, e);
         if (r == 0)
                 r = take_members(ret, where, m, e);
         if (r < 0)
                 om_task_deinit(ret);
         return r;
+}
+
+int om_task_parse(struct om_span object, const char *where, struct om_task *ret, struct om_error *e) {
+        struct om_json j;
+        om_json_init_valid(&j, object);
+        return om_task_parse_at(&j, where, ret, e);
 }
 
 void om_task_deinit(struct om_task *t) {

@@ -38,6 +38,8 @@ struct om_task {
 /* Reads and checks a task: an object that om_json_* has accepted. `where` begins the messages ("task", "tasks[3]"). On failure
  * nothing needs freeing. The spans point into `object` or into the task's arena: om_task_deinit() before either goes. */
 int om_task_parse(struct om_span object, const char *where, struct om_task *ret, struct om_error *e);
+/* The same of what comes next in a text that was checked: the position is behind it then, and anywhere after an error. */
+int om_task_parse_at(struct om_json *j, const char *where, struct om_task *ret, struct om_error *e);
 void om_task_deinit(struct om_task *t);
 
 /* Appends the record. `t->id` and `t->topic` are set by now; created_ms is written where created_at is absent. */

@@ -26,18 +26,32 @@ static inline bool om_text_has(uint64_t w, char c) { return om_text_has_zero(w ^
 /* A byte that stands for itself in a JSON string: ASCII, no control character, neither quote nor backslash. */
 static inline bool om_text_is_plain(char c) { return (signed char) c >= 0x20 && c != '"' && c != '\\'; }
 
+#ifdef __SSE2__
+/* 16 bytes: all ones where a byte is a quote or a backslash; where it is not plain (the comparison is signed: bytes from 0x80 are below
+ * 0x20 too). */
+static inline __m128i om_text_quotes(const char *p) {
+        __m128i v = _mm_loadu_si128((const __m128i *) (const void *) p);
+        return _mm_or_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('"')), _mm_cmpeq_epi8(v, _mm_set1_epi8('\\')));
+}
+static inline __m128i om_text_not_plain(const char *p) {
+        __m128i v = _mm_loadu_si128((const __m128i *) (const void *) p);
+        return _mm_or_si128(_mm_cmplt_epi8(v, _mm_set1_epi8(0x20)), om_text_quotes(p));
+}
+/* Of 64 bytes: one test for a long string's every four. */
+#define om_text_any4(of, p) _mm_or_si128(_mm_or_si128(of(p), of((p) + 16)), _mm_or_si128(of((p) + 32), of((p) + 48)))
+#endif
+
 /* The first byte that is not plain, or `end`. */
 static inline const char *om_text_skip_plain(const char *p, const char *end) {
 #ifdef __SSE2__
-        const __m128i quote = _mm_set1_epi8('"'), backslash = _mm_set1_epi8('\\'), space = _mm_set1_epi8(0x20);
-        while (end - p >= 16) {
-                __m128i v = _mm_loadu_si128((const __m128i *) (const void *) p);
-                /* the comparison is signed: bytes from 0x80 are below 0x20 too */
-                __m128i hit = _mm_or_si128(_mm_cmplt_epi8(v, space), _mm_or_si128(_mm_cmpeq_epi8(v, quote), _mm_cmpeq_epi8(v, backslash)));
-                unsigned mask = (unsigned) _mm_movemask_epi8(hit);
+        for (const char *start = p; end - p >= 16;) {
+                unsigned mask = (unsigned) _mm_movemask_epi8(om_text_not_plain(p));
                 if (mask)
                         return p + __builtin_ctz(mask);
                 p += 16;
+                if (p == start + 16) /* a short one would have ended */
+                        while (end - p >= 64 && !_mm_movemask_epi8(om_text_any4(om_text_not_plain, p)))
+                                p += 64;
         }
 #endif
         while (end - p >= 8) {
@@ -56,13 +70,14 @@ static inline const char *om_text_skip_plain(const char *p, const char *end) {
 /* The first quote or backslash, or `end`. */
 static inline const char *om_text_find_quote(const char *p, const char *end) {
 #ifdef __SSE2__
-        const __m128i quote = _mm_set1_epi8('"'), backslash = _mm_set1_epi8('\\');
-        while (end - p >= 16) {
-                __m128i v = _mm_loadu_si128((const __m128i *) (const void *) p);
-                unsigned mask = (unsigned) _mm_movemask_epi8(_mm_or_si128(_mm_cmpeq_epi8(v, quote), _mm_cmpeq_epi8(v, backslash)));
+        for (const char *start = p; end - p >= 16;) {
+                unsigned mask = (unsigned) _mm_movemask_epi8(om_text_quotes(p));
                 if (mask)
                         return p + __builtin_ctz(mask);
                 p += 16;
+                if (p == start + 16) /* a short one would have ended */
+                        while (end - p >= 64 && !_mm_movemask_epi8(om_text_any4(om_text_quotes, p)))
+                                p += 64;
         }
 #endif
         while (end - p >= 8) {

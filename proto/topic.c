@@ -21,6 +21,8 @@ static int check_text(struct om_span s, size_t max, const char *what, struct om_
                 return refuse(e, what, "must not be empty");
         if (s.len > max)
                 return om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "%s has %zu bytes; at most %zu are allowed", what, s.len, max);
+        if (om_text_skip_plain(s.p, s.p + s.len) == s.p + s.len && !memchr(s.p, 0x7f, s.len)) /* nearly all are ASCII */
+                return 0;
         for (const char *p = s.p, *end = s.p + s.len; p < end;) {
                 size_t len = om_text_utf8(p, end);
                 if (len == 0)
@@ -41,7 +43,7 @@ int om_topic_check(struct om_span topic, const char *what, struct om_error *e) {
         const char *dlq = "omni-dlq:";
         if (topic.len >= strlen(dlq) && memcmp(topic.p, dlq, strlen(dlq)) == 0)
                 return refuse(e, what, "must not start with \"omni-dlq:\", which names dead letters");
-        if (memmem(topic.p, topic.len, ":dlq", 4))
+        if (memchr(topic.p, ':', topic.len) && memmem(topic.p, topic.len, ":dlq", 4))
                 return refuse(e, what, "must not contain \":dlq\", which names dead letters");
         return 0;
 }

@@ -331,40 +331,42 @@ static int put_value(struct om_file_table *t, struct om_file_writer *w, struct o
         return r;
 }
 
-static void put_name(struct om_buf *b, const char *indent, const char *name) {
+static void put_name(struct om_buf *b, struct om_span indent, struct om_span name) {
         om_buf_lit(b, ",\n");
-        om_buf_puts(b, indent);
-        om_buf_puts(b, name);
+        om_buf_put_span(b, indent);
+        om_buf_put_span(b, name);
 }
 
 /* `name` with what stands around it: `"name": `. */
-static void put_member(struct om_buf *b, const char *indent, const char *name, struct om_span text) {
+static void put_member(struct om_buf *b, struct om_span indent, struct om_span name, struct om_span text) {
         if (!text.len)
                 return;
         put_name(b, indent, name);
         om_buf_json_span(b, text);
 }
 
-static void put_times(struct om_buf *b, const char *indent, const struct om_file_entry *entry) {
-        put_name(b, indent, "\"saved_at\": ");
+static void put_times(struct om_buf *b, struct om_span indent, const struct om_file_entry *entry) {
+        put_name(b, indent, OM_SPAN("\"saved_at\": "));
         om_buf_json_time(b, entry->saved_ms);
         if (entry->expires_ms) {
-                put_name(b, indent, "\"expires_at\": ");
+                put_name(b, indent, OM_SPAN("\"expires_at\": "));
                 om_buf_json_time(b, entry->expires_ms);
         }
-        put_name(b, indent, "\"seq\": ");
+        put_name(b, indent, OM_SPAN("\"seq\": "));
         om_buf_u64(b, entry->sequence);
 }
 
 static int put_record(
-        struct om_file_table *t, struct om_file_writer *w, const char *indent, struct om_file_entry *entry, struct om_error *e) {
+        struct om_file_table *t, struct om_file_writer *w, struct om_span indent, struct om_file_entry *entry, struct om_error *e) {
         struct om_buf *b = &w->buf;
-        om_buf_puts(b, indent);
+        om_buf_put_span(b, indent);
         om_buf_puts(b, t->kind == OM_STORE_KEYS ? "\"value\": " : "\"result\": ");
         int r = put_value(t, w, entry, e);
-        put_member(b, indent, "\"agent\": ", om_file_name(entry));
-        put_member(b, indent, "\"topic\": ", om_file_topic(entry));
-        put_member(b, indent, "\"status\": ", om_file_status(entry));
+        if (r == 0)
+                om_index_file_add(t, &w->index, entry);
+        put_member(b, indent, OM_SPAN("\"agent\": "), om_file_name(entry));
+        put_member(b, indent, OM_SPAN("\"topic\": "), om_file_topic(entry));
+        put_member(b, indent, OM_SPAN("\"status\": "), om_file_status(entry));
         put_times(b, indent, entry);
         return r;
 }
@@ -379,12 +381,12 @@ static int write_result(struct om_file_table *t, struct om_file_writer *w, struc
         om_buf_lit(&w->buf, "{\n    \"task_id\": ");
         om_buf_json_span(&w->buf, key);
         om_buf_lit(&w->buf, ",\n");
-        int r = put_record(t, w, "    ", newest, e);
+        int r = put_record(t, w, OM_SPAN("    "), newest, e);
         for (struct om_file_entry *x = om_file_index_of_key(&t->index, key); x && r == 0; x = om_file_index_next_of_key(&t->index, x)) {
                 if (x == newest || !om_file_eligible(t, x))
                         continue;
                 om_buf_puts(&w->buf, earlier ? ",\n      {\n" : ",\n    \"earlier\": [\n      {\n");
-                r = put_record(t, w, "        ", x, e);
+                r = put_record(t, w, OM_SPAN("        "), x, e);
                 om_buf_lit(&w->buf, "\n      }");
                 earlier = true;
         }
@@ -428,7 +430,7 @@ int om_file_base_write(struct om_file_table *t, struct om_file_writer *w, struct
         if (t->kind == OM_STORE_RESULTS)
                 return write_result(t, w, entry, e);
         om_buf_lit(&w->buf, "{\n");
-        int r = put_record(t, w, "    ", entry, e);
+        int r = put_record(t, w, OM_SPAN("    "), entry, e);
         om_buf_lit(&w->buf, "\n  }");
         return r;
 }

@@ -21,10 +21,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "journal.h"
+#include "record.h"
 #include "table.h"
 
-enum { SLICE_BYTES = 4 << 20, SWEEP_AT_LEAST_MS = 60000, SWEEP_AT_MOST_MS = 1 << 30 };
+/* What comes meanwhile waits for a slice (256 KiB take about a millisecond). Where much is written, slices are larger: the new journal must
+ * not outgrow the file before that is written. */
+enum { SLICE_MIN_BYTES = 256 << 10, SLICE_MAX_BYTES = 4 << 20, SLICE_OF_WRITTEN = 4 };
+enum { SWEEP_AT_LEAST_MS = 60000, SWEEP_AT_MOST_MS = 1 << 30 };
 
 /* NAME.json is synced whatever the durability: a file that was torn by a power failure could not be opened again. */
 static int sync_always(int fd, const char *path, struct om_error *e) {
@@ -57,13 +60,17 @@ static int start(struct om_file_table *t, bool keep_writing, struct om_error *e)
         unsigned slot = 1 - t->base;
         t->fds[slot] = fd;
         t->compacting = true;
-        t->writer = (struct om_file_writer){ .buf = t->writer.buf, .window = t->writer.window, .fd = fd, .slot = slot };
+        om_index_file_begin(t, &t->writer.index);
+        t->writer = (struct om_file_writer){
+                .buf = t->writer.buf, .window = t->writer.window, .index = t->writer.index, .fd = fd, .slot = slot
+        };
         om_buf_clear(&t->writer.buf);
         om_buf_clear(&t->writer.window);
         t->snapshot = t->next_sequence;
         t->started_ms = om_now_ms();
         t->at_time = INT64_MIN;
         t->at_sequence = 0;
+        t->slice_journal = 0;
         om_file_base_begin(t, &t->writer);
         return keep_writing && t->fds[t->journal] >= 0 ? rotate(t, e) : 0;
 }
@@ -149,10 +156,7 @@ static int say_held(struct om_file_table *t, unsigned slot, uint64_t at, struct 
         om_file_path(t, slot == t->journal ? OM_FILE_JOURNAL : OM_FILE_JOURNAL_OLD, path);
         if (fstat(t->writer.fd, &st) < 0)
                 return om_file_error(e, errno, "read", path);
-        size_t mark = om_journal_begin(&b);
-        om_buf_printf(
-                &b, "{\"op\":\"held\",\"inode\":%llu,\"size\":%llu}", (unsigned long long) st.st_ino, (unsigned long long) st.st_size);
-        om_journal_end(&b, mark, 0);
+        om_file_record_held(&b, st.st_ino, (uint64_t) st.st_size);
         int r = 0;
         if (!om_buf_ok(&b) || om_file_write(t->fds[slot], b.data, b.len, (off_t) at) != (ssize_t) b.len)
                 r = om_file_error(e, om_buf_ok(&b) ? ENOSPC : ENOMEM, "write", path);
@@ -188,6 +192,7 @@ static int finish(struct om_file_table *t, bool journal_stays, struct om_error *
         r = sync_always(t->folder_fd, t->folder, e);
         if (r < 0)
                 return r;
+        om_index_file_end(t, &t->writer.index, t->writer.fd);
         if (t->fds[t->base] >= 0)
                 close(t->fds[t->base]);
         t->fds[t->base] = -1;
@@ -263,6 +268,14 @@ static int run(struct om_file_table *t, bool keep_writing, uint64_t budget, stru
         return r < 0 ? give_up(t, r) : 0;
 }
 
+static uint64_t slice_bytes(struct om_file_table *t) {
+        if (!t->compacting) /* the first */
+                return SLICE_MIN_BYTES;
+        uint64_t written = t->journal_bytes - t->slice_journal, bytes = written * SLICE_OF_WRITTEN;
+        t->slice_journal = t->journal_bytes;
+        return bytes < SLICE_MIN_BYTES ? SLICE_MIN_BYTES : bytes < SLICE_MAX_BYTES ? bytes : SLICE_MAX_BYTES;
+}
+
 int om_file_table_maintain(struct om_file_table *t, int *ret_wait_ms, struct om_error *e) {
         int r = 0;
         *ret_wait_ms = -1;
@@ -270,7 +283,7 @@ int om_file_table_maintain(struct om_file_table *t, int *ret_wait_ms, struct om_
                 sweep(t);
         if (t->compacting || is_worthwhile(t)) {
                 bool keep_writing = t->compacting || !t->old_journal;
-                r = run(t, keep_writing, keep_writing ? SLICE_BYTES : UINT64_MAX / 2, e);
+                r = run(t, keep_writing, keep_writing ? slice_bytes(t) : UINT64_MAX / 2, e);
         }
         if (t->compacting)
                 *ret_wait_ms = 0;
@@ -284,7 +297,7 @@ int om_file_table_maintain(struct om_file_table *t, int *ret_wait_ms, struct om_
 int om_file_table_settle(struct om_file_table *t, struct om_error *e) {
         int r = 0;
         while (t->compacting && r == 0)
-                r = run(t, true, SLICE_BYTES, e);
+                r = run(t, true, SLICE_MAX_BYTES, e);
         if (r == 0 && t->journal_bytes + t->old_bytes > 0)
                 r = run(t, false, UINT64_MAX / 2, e);
         if (r == 0 && t->journal_bytes == 0)

@@ -12,10 +12,8 @@
  * Thread: the storage's worker.
  */
 #include <stdio.h>
-#define HASH_NONFATAL_OOM 1    /* what could not be added has a handle without a table */
-#define HASH_FUNCTION HASH_FNV /* the default one makes clang warn */
-#include <uthash.h>
 
+#include "../../proto/hash.h"
 #include "../store.h"
 
 enum { OM_FILE_LEVELS = 12 };
@@ -52,12 +50,14 @@ struct om_file_index {
         struct om_file_entry **buckets;
         size_t n_buckets, n;
         struct om_file_entry *first[OM_FILE_LEVELS], *last[OM_FILE_LEVELS];
-        struct om_file_label *labels;
-        uint64_t live_bytes; /* about what the entries take in a file */
-        uint64_t dice;       /* random bits that no entry's height has used yet, two for each of n_dice */
+        struct om_file_label *labels, *recent; /* the one that was asked for last: mostly it is asked for again */
+        uint64_t live_bytes;                   /* about what the entries take in a file */
+        uint64_t dice;                         /* random bits that no entry's height has used yet, two for each of n_dice */
         unsigned n_dice;
 };
 
+int om_file_index_reserve(
+        struct om_file_index *x, uint64_t n);      /* room for n entries in all, so that adding them moves nothing; 0, -ENOMEM */
 void om_file_index_clear(struct om_file_index *x); /* frees every entry; the kind of index stays */
 
 struct om_span om_file_key(const struct om_file_entry *e);
@@ -69,6 +69,8 @@ static inline bool om_file_alive(const struct om_file_entry *e, int64_t now_ms) 
 /* Adds, or replaces what has this key (and name). `meta` gives all but the value; its spans are copied. 0 or -ENOMEM, and nothing changed.
  */
 int om_file_index_put(struct om_file_index *x, const struct om_store_entry *meta, uint64_t sequence, uint64_t place, uint32_t length);
+/* The same for what is known to have a key (and name) that no entry has. */
+int om_file_index_add(struct om_file_index *x, const struct om_store_entry *meta, uint64_t sequence, uint64_t place, uint32_t length);
 void om_file_index_remove(struct om_file_index *x, struct om_file_entry *e);
 
 /* The entry of (key, name); the newest of a key that is alive; any entry of a key, to go on from with _next_of_key(). NULL: none. */

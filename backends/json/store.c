@@ -92,7 +92,6 @@ void om_file_jobs_done(struct om_post *post) {
                 struct om_store *s = job->store;
                 next = job->next;
                 if (job->type == OM_FILE_CLOSE) { /* completes when the thread has ended; it is the last of its turn */
-                        s->close_job = job;
                         s->host->ops->worker_stop(s->worker, &s->stopped);
                         continue;
                 }
@@ -264,13 +263,15 @@ static int store_open(struct om_host *host, struct om_url *url, const struct om_
         struct om_error *e) {
         static const char *const names[OM_FILE_KINDS] = { "agents", "results", "metrics", "config", "keys" };
         struct om_store *s = calloc(1, sizeof(*s));
-        struct om_file_job *job = calloc(1, sizeof(*job));
+        struct om_file_job *job = calloc(1, sizeof(*job)), *close_job = calloc(1, sizeof(*close_job));
         int r = 0;
-        if (!s || !job) {
+        if (!s || !job || !close_job) {
+                free(close_job);
                 free(job);
                 free(s);
                 return om_error_set_errno(e, ENOMEM, "storage");
         }
+        s->close_job = close_job;
         s->host = host;
         s->events = events;
         s->core = core;
@@ -309,15 +310,13 @@ static int store_open(struct om_host *host, struct om_url *url, const struct om_
         return 0;
 }
 
+/* It needs no memory: the thread must end before its storage goes. */
 static int store_close(struct om_store *s, struct om_op *op, struct om_error *e) {
-        struct om_file_job *job = calloc(1, sizeof(*job));
-        if (!job)
-                return om_error_set_errno(e, ENOMEM, "storage");
-        job->store = s;
-        job->type = OM_FILE_CLOSE;
-        job->op = op;
+        s->close_job->store = s;
+        s->close_job->type = OM_FILE_CLOSE;
+        s->close_job->op = op;
         op->cancel = NULL;
-        s->host->ops->worker_submit(s->worker, &job->work);
+        s->host->ops->worker_submit(s->worker, &s->close_job->work);
         return 0;
 }
 

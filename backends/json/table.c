@@ -19,14 +19,15 @@
 #include <unistd.h>
 
 #include "../../proto/json_scan.h"
-#include "journal.h"
+#include "../journal.h"
+#include "record.h"
 #include "table.h"
 
 int (*om_file_sync)(int fd) = fdatasync;
 ssize_t (*om_file_write)(int fd, const void *data, size_t len, off_t offset) = pwrite;
 
 const char *om_file_path(const struct om_file_table *t, enum om_file_part part, char out[]) {
-        static const char *const endings[] = { ".json", ".json.tmp", ".journal", ".journal.old" };
+        static const char *const endings[] = { ".json", ".json.tmp", ".journal", ".journal.old", ".index", ".index.tmp" };
         snprintf(out, PATH_MAX, "%s/%s%s", t->folder, t->name, endings[part]);
         return out;
 }
@@ -50,6 +51,7 @@ int om_file_sync_fd(const struct om_file_table *t, int fd, const char *path, str
 void om_file_table_init(struct om_file_table *t) {
         for (int i = 0; i < 4; i++)
                 t->fds[i] = -1;
+        t->writer.index.fd = -1;
         t->index.by_time = t->kind == OM_STORE_RESULTS || t->kind == OM_STORE_METRICS;
         t->index.name_in_hash = t->kind == OM_STORE_AGENTS;
         t->index.keyless = t->kind == OM_STORE_METRICS;
@@ -64,6 +66,7 @@ void om_file_table_close(struct om_file_table *t) {
         om_file_index_clear(&t->index);
         om_buf_deinit(&t->writer.buf);
         om_buf_deinit(&t->writer.window);
+        om_index_file_drop(t, &t->writer.index);
         t->base = 0;
         t->journal = 2;
         t->base_bytes = t->journal_bytes = t->journal_synced = t->old_bytes = t->next_sequence = 0;
@@ -125,66 +128,39 @@ static uint64_t forget(struct om_file_table *t, struct om_span key, struct om_sp
         return n;
 }
 
-/* The record that ends an old journal: "the file with this number and size holds all that stands before". A death before that file was in
- * place leaves it with a file that is another: then it says nothing. */
-static bool is_held(struct om_span json, int64_t *ret_inode, int64_t *ret_size) {
-        struct om_json_member m[] = { { "op", OM_JSON_STRING, true }, { "inode", OM_JSON_NUMBER, true }, { "size", OM_JSON_NUMBER, true },
-                { NULL } };
-        return om_json_members(json, "", m, NULL) == 0 && om_json_string_is(m[0].value, "held") &&
-                om_json_int64(m[1].value, ret_inode) == 0 && om_json_int64(m[2].value, ret_size) == 0;
-}
-
 static int bad_record(const char *path, struct om_span json, struct om_span journal, struct om_error *e) {
         return om_error_set(e, OM_INTERNAL,
                 "%s: the record at byte %zu is none that this version knows; a newer version may have written it", path,
                 (size_t) (json.p - journal.p) + 1);
 }
 
+static int replay_put(struct om_file_table *t, const char *path, const struct om_store_entry *entry, uint64_t sequence, uint64_t place,
+        struct om_error *e) {
+        const struct om_file_entry *old = t->index.keyless ? NULL : om_file_index_find(&t->index, entry->key, entry->name);
+        /* NAME.json may have numbered its entries anew: the place that this one once had is another's now. */
+        if (om_file_index_taken(&t->index, entry->saved_ms, sequence, old))
+                sequence = t->next_sequence + 1;
+        if (om_file_index_put(&t->index, entry, sequence, place, (uint32_t) entry->value.len) < 0)
+                return om_error_set_errno(e, ENOMEM, "cannot read %s", path);
+        if (sequence > t->next_sequence)
+                t->next_sequence = sequence;
+        return 0;
+}
+
 static int replay_record(
         struct om_file_table *t, const char *path, struct om_span json, struct om_span journal, unsigned slot, struct om_error *e) {
-        enum { OP, KEY, NAME, TOPIC, STATUS, SAVED, EXPIRES, SEQUENCE, VALUE };
-        struct om_json_member m[] = { { "op", OM_JSON_STRING, true }, { "key", OM_JSON_STRING }, { "name", OM_JSON_STRING },
-                { "topic", OM_JSON_STRING }, { "status", OM_JSON_STRING }, { "saved", OM_JSON_NUMBER }, { "expires", OM_JSON_NUMBER },
-                { "seq", OM_JSON_NUMBER }, { "value", OM_JSON_ANY }, { NULL } };
-        struct om_span *fields[4], value;
-        struct om_store_entry entry = { .saved_ms = 0 };
+        struct om_store_entry entry;
         struct om_arena arena = { 0 };
-        int64_t sequence = 0, inode, size;
-        int r = 0;
-        fields[0] = &entry.key;
-        fields[1] = &entry.name;
-        fields[2] = &entry.topic;
-        fields[3] = &entry.status;
-        if (om_json_check(json, 256, NULL) < 0)
-                return bad_record(path, json, journal, e);
-        if (om_json_members(json, "", m, NULL) < 0)
-                return is_held(json, &inode, &size) ? 0 : bad_record(path, json, journal, e);
-        for (int i = 0; i < 4; i++)
-                if (m[KEY + i].value.type) {
-                        *fields[i] = om_json_string(m[KEY + i].value, &arena);
-                        if (!fields[i]->p)
-                                r = om_error_set_errno(e, ENOMEM, "cannot read %s", path);
-                }
-        if (r < 0)
-                goto out;
-        value = m[VALUE].value.text;
-        if (om_json_string_is(m[OP].value, "delete")) {
-                forget(t, entry.key, entry.name, 0);
-        } else if (om_json_string_is(m[OP].value, "put") && value.p && om_json_int64(m[SEQUENCE].value, &sequence) == 0 && sequence > 0 &&
-                om_json_int64(m[SAVED].value, &entry.saved_ms) == 0 && om_json_int64(m[EXPIRES].value, &entry.expires_ms) == 0 &&
-                entry.key.len <= UINT16_MAX && value.len <= UINT32_MAX) {
-                uint64_t place = OM_FILE_PLACE(slot, value.p - journal.p);
-                const struct om_file_entry *old = t->index.keyless ? NULL : om_file_index_find(&t->index, entry.key, entry.name);
-                /* NAME.json may have numbered its entries anew: the place that this one once had is another's now. */
-                if (om_file_index_taken(&t->index, entry.saved_ms, (uint64_t) sequence, old))
-                        sequence = (int64_t) (t->next_sequence + 1);
-                if (om_file_index_put(&t->index, &entry, (uint64_t) sequence, place, (uint32_t) value.len) < 0)
-                        r = om_error_set_errno(e, ENOMEM, "cannot read %s", path);
-                if ((uint64_t) sequence > t->next_sequence)
-                        t->next_sequence = (uint64_t) sequence;
-        } else
-                r = bad_record(path, json, journal, e);
-out:
+        uint64_t sequence;
+        int r = om_file_record_read(json, &arena, &entry, &sequence);
+        if (r == OM_FILE_RECORD_PUT && entry.key.len <= UINT16_MAX && entry.value.len <= UINT32_MAX)
+                r = replay_put(t, path, &entry, sequence, OM_FILE_PLACE(slot, entry.value.p - journal.p), e);
+        else if (r == OM_FILE_RECORD_DELETE)
+                r = (forget(t, entry.key, entry.name, 0), 0);
+        else if (r == OM_FILE_RECORD_HELD)
+                r = 0;
+        else
+                r = r < 0 ? om_error_set_errno(e, ENOMEM, "cannot read %s", path) : bad_record(path, json, journal, e);
         om_arena_deinit(&arena);
         trim_metrics(t);
         return r;
@@ -193,23 +169,27 @@ out:
 /* Whether the last record says that all of the journal is in NAME.json already. */
 static bool held_already(const struct om_file_table *t, struct om_span journal) {
         struct om_span last = OM_SPAN_NONE;
-        int64_t inode, size;
+        uint64_t inode, size;
         struct stat st;
+        if (t->kind != OM_STORE_METRICS)
+                return false;
         for (size_t pos = 0; pos < journal.len;)
                 last = om_journal_next(journal, &pos);
-        return last.p && om_json_check(last, 8, NULL) == 0 && is_held(last, &inode, &size) && t->fds[t->base] >= 0 &&
-                fstat(t->fds[t->base], &st) == 0 && (int64_t) st.st_ino == inode && (int64_t) st.st_size == size;
+        return last.p && om_file_record_is_held(last, &inode, &size) && t->fds[t->base] >= 0 && fstat(t->fds[t->base], &st) == 0 &&
+                st.st_ino == inode && (uint64_t) st.st_size == size;
 }
 
 static int replay(struct om_file_table *t, enum om_file_part part, unsigned slot, uint64_t *ret_bytes, struct om_error *e) {
         char path[PATH_MAX];
         struct om_span map;
-        size_t end = 0;
+        size_t end = 0, n = 0;
         int r = map_file(t, part, slot, &map, e);
         om_file_path(t, part, path);
         if (r == 0 && map.len)
-                r = om_journal_check(path, map, &end, e);
+                r = om_journal_check(path, map, &end, &n, e);
         struct om_span good = { map.p, end };
+        if (r == 0 && t->kind == OM_STORE_RESULTS && om_file_index_reserve(&t->index, t->index.n + n) < 0)
+                r = om_error_set_errno(e, ENOMEM, "cannot read %s", path);
         if (r == 0 && !held_already(t, good))
                 for (size_t pos = 0; pos < end && r == 0;)
                         r = replay_record(t, path, om_journal_next(good, &pos), good, slot, e);
@@ -231,7 +211,7 @@ static int replay(struct om_file_table *t, enum om_file_part part, unsigned slot
 static int read_base(struct om_file_table *t, struct om_error *e) {
         struct om_span map;
         int r = map_file(t, OM_FILE_BASE, t->base, &map, e);
-        if (r == 0 && map.len)
+        if (r == 0 && map.len && !om_index_file_read(t, t->base))
                 r = om_file_base_read(t, map, t->base, e);
         t->base_bytes = map.len;
         t->base_live = t->index.live_bytes;
@@ -244,6 +224,7 @@ int om_file_table_open(struct om_file_table *t, struct om_error *e) {
         char path[PATH_MAX];
         om_file_table_close(t);
         unlink(om_file_path(t, OM_FILE_BASE_NEW, path));
+        unlink(om_file_path(t, OM_FILE_INDEX_NEW, path));
         int r = read_base(t, e);
         if (r == 0)
                 r = replay(t, OM_FILE_JOURNAL_OLD, 3, &t->old_bytes, e);
@@ -325,42 +306,15 @@ int om_file_table_sync(struct om_file_table *t, struct om_error *e) {
         return r;
 }
 
-/* `name` with what stands around it in a record: `,"name":`. */
-static void put_text(struct om_buf *b, const char *name, struct om_span text) {
-        if (!text.p)
-                return;
-        om_buf_puts(b, name);
-        om_buf_json_span(b, text);
-}
-
-void om_file_record_put(struct om_buf *b, const struct om_store_entry *entry, uint64_t sequence, uint64_t synced, size_t *ret_value) {
-        size_t mark = om_journal_begin(b);
-        om_buf_lit(b, "{\"op\":\"put\"");
-        put_text(b, ",\"key\":", entry->key);
-        put_text(b, ",\"name\":", entry->name);
-        put_text(b, ",\"topic\":", entry->topic);
-        put_text(b, ",\"status\":", entry->status);
-        om_buf_lit(b, ",\"saved\":");
-        om_buf_i64(b, entry->saved_ms);
-        om_buf_lit(b, ",\"expires\":");
-        om_buf_i64(b, entry->expires_ms);
-        om_buf_lit(b, ",\"seq\":");
-        om_buf_u64(b, sequence);
-        om_buf_lit(b, ",\"value\":");
-        *ret_value = b->len;
-        om_buf_put_span(b, entry->value);
-        om_buf_putc(b, '}');
-        om_journal_end(b, mark, synced);
-}
-
 /* -- writing ------------------------------------------------------------------------------------------------------- */
 
 /* Text that would not come back from a file as it is: JSON strings are Unicode. */
 static bool is_text(struct om_span s) {
-        bool ascii = true, same = true;
+        unsigned char bits = 0;
+        bool same;
         for (size_t i = 0; i < s.len; i++)
-                ascii = ascii && (unsigned char) s.p[i] < 0x80;
-        if (ascii)
+                bits |= (unsigned char) s.p[i];
+        if (bits < 0x80)
                 return true;
         struct om_buf b = OM_BUF_INIT;
         struct om_json j;
@@ -387,9 +341,12 @@ static const char *why_not(const struct om_file_table *t, const struct om_store_
 int om_file_table_put(
         struct om_file_table *t, const struct om_store_entry *entries, size_t n, struct om_outcome *outcomes, struct om_error *e) {
         struct om_buf b = OM_BUF_INIT;
-        size_t *values = calloc(n + 1, sizeof(*values));
+        size_t *values = calloc(n + 1, sizeof(*values)), bytes = 0;
         uint64_t before = t->next_sequence;
         int r = values ? 0 : om_error_set_errno(e, ENOMEM, "cannot write %s.journal", t->name);
+        for (size_t i = 0; i < n; i++)
+                bytes += entries[i].key.len + entries[i].value.len + 256;
+        om_buf_reserve(&b, bytes); /* at once: a turn's records are up to a megabyte */
         for (size_t i = 0; i < n && r == 0; i++) {
                 outcomes[i].why = why_not(t, &entries[i]);
                 outcomes[i].status = outcomes[i].why ? -EINVAL : 0;
@@ -425,12 +382,7 @@ int om_file_table_delete(struct om_file_table *t, struct om_span key, struct om_
         bool any = key.p ? om_file_index_of_key(&t->index, key) != NULL : t->index.n > 0;
         if (!any)
                 return 0;
-        size_t mark = om_journal_begin(&b);
-        om_buf_lit(&b, "{\"op\":\"delete\"");
-        put_text(&b, ",\"key\":", key);
-        put_text(&b, ",\"name\":", name);
-        om_buf_putc(&b, '}');
-        om_journal_end(&b, mark, t->journal_synced);
+        om_file_record_delete(&b, key, name, t->journal_synced);
         int r = om_file_append(t, &b, e);
         if (r == 0)
                 *ret_n = forget(t, key, name, om_now_ms());

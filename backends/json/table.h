@@ -8,6 +8,7 @@
  *   NAME.journal       what came since, appended
  *   NAME.journal.old   while a compaction runs: the journal that the new NAME.json will hold
  *   NAME.json.tmp      the new NAME.json while it is written; worth nothing until it is renamed
+ *   NAME.index         what opening would find by reading a large NAME.json; worth nothing beside any other one (index_file.h)
  *
  * Opening reads NAME.json, NAME.journal.old, NAME.journal in this order; each is right to be replayed over a newer file than it was written
  * for, because the last word on a key is always in the newest. Only metrics have no key: the old journal ends with a record that names the
@@ -15,7 +16,7 @@
  *
  * Thread: the storage's worker.
  */
-#include "index.h"
+#include "index_file.h"
 
 struct om_file_writer {
         struct om_buf buf;
@@ -27,6 +28,7 @@ struct om_file_writer {
         struct om_buf window;
         unsigned window_slot;
         uint64_t window_at;
+        struct om_index_writer index;
 };
 
 struct om_file_settings {
@@ -60,6 +62,7 @@ struct om_file_table {
         bool compacting;
         struct om_file_writer writer;
         int64_t at_time, started_ms;
+        uint64_t slice_journal;         /* journal_bytes at the last slice */
         uint64_t at_sequence, snapshot; /* what has a higher sequence than this is in the new journal */
         uint64_t compact_after;         /* after one that failed: not before the journal has so many bytes */
 
@@ -97,12 +100,10 @@ int om_file_table_settle(struct om_file_table *t, struct om_error *e);
 /* -- shared by table.c, compact.c and base.c ----------------------------------------------------------------------- */
 
 /* FOLDER/NAME.json and its like, in a buffer of PATH_MAX. */
-enum om_file_part { OM_FILE_BASE, OM_FILE_BASE_NEW, OM_FILE_JOURNAL, OM_FILE_JOURNAL_OLD };
+enum om_file_part { OM_FILE_BASE, OM_FILE_BASE_NEW, OM_FILE_JOURNAL, OM_FILE_JOURNAL_OLD, OM_FILE_INDEX, OM_FILE_INDEX_NEW };
 const char *om_file_path(const struct om_file_table *t, enum om_file_part part, char out[]);
 /* -EIO: the journal can be written no more before om_file_table_recover(). */
 int om_file_append(struct om_file_table *t, const struct om_buf *records, struct om_error *e);
-/* A put as a record; gives where in `b` its value stands. */
-void om_file_record_put(struct om_buf *b, const struct om_store_entry *entry, uint64_t sequence, uint64_t synced, size_t *ret_value);
 /* "cannot WHAT PATH: …", of the kind that fits: a full disk is `limit`, what else goes wrong with files `unavailable`. Returns -errno. */
 int om_file_error(struct om_error *e, int error, const char *what, const char *path);
 int om_file_sync_fd(const struct om_file_table *t, int fd, const char *path, struct om_error *e);

@@ -13,7 +13,7 @@
 
 #include "work.h"
 
-enum { PAGE = 100, PAGE_MAX = 10000, PAGE_BYTES = 16 << 20 };
+enum { PAGE = 100, PAGE_MAX = 10000, PAGE_BYTES = 16 << 20, TELL_AGAIN_MS = 100 };
 
 /* -- reading ------------------------------------------------------------------------------------------------------- */
 
@@ -211,15 +211,24 @@ static void state_arrived(struct om_post *post) {
         free(p);
 }
 
-static void tell_state(struct om_store *s, enum om_store_state state, const struct om_error *error) {
-        struct state_post *p = calloc(1, sizeof(*p));
-        if (!p) /* the operations themselves still say it */
+/* Without memory for it, the next turn tries again. */
+static void tell_what_is_untold(struct om_store *s) {
+        struct state_post *p = s->untold ? calloc(1, sizeof(*p)) : NULL;
+        if (!p)
                 return;
         p->post.fn = state_arrived;
         p->store = s;
-        p->state = state;
-        p->error = *error;
+        p->state = s->new_state;
+        p->error = s->new_error;
+        s->untold = false;
         om_host_post(s->host, &p->post);
+}
+
+static void tell_state(struct om_store *s, enum om_store_state state, const struct om_error *error) {
+        s->untold = true;
+        s->new_state = state;
+        s->new_error = *error;
+        tell_what_is_untold(s);
 }
 
 static void fail(struct om_store *s, const struct om_error *error) {
@@ -317,14 +326,17 @@ static int maintain(struct om_store *s) {
 
 int om_file_turn(void *ctx, struct om_work *list) {
         struct om_store *s = ctx;
+        tell_what_is_untold(s);
         if (!s->usable && s->retry_at_ms <= om_clock_ms())
                 try_open(s);
         run_jobs(s, (struct om_file_job *) list);
         int wait = s->usable ? maintain(s) : -1;
+        if (s->retry_at_ms == INT64_MAX) /* closed: this was the last turn */
+                s->untold = false;
         int64_t now = om_clock_ms(), due = s->usable ? s->sync_at_ms : s->retry_at_ms;
         if (due && due != INT64_MAX) {
                 int left = due > now ? (int) (due - now) : 0;
                 wait = wait < 0 || left < wait ? left : wait;
         }
-        return wait;
+        return s->untold && (wait < 0 || wait > TELL_AGAIN_MS) ? TELL_AGAIN_MS : wait;
 }

@@ -65,7 +65,10 @@ struct om_store {
         struct om_error failure; /* why it is not */
         unsigned attempts;       /* to open, that failed */
         int64_t retry_at_ms;     /* monotonic; 0: not opened yet */
-        int64_t sync_at_ms;      /* monotonic: OM_DURABILITY_INTERVAL's next sync; 0: nothing is dirty */
+        bool untold;             /* the loop has not been told of new_state, for want of memory */
+        enum om_store_state new_state;
+        struct om_error new_error;
+        int64_t sync_at_ms; /* monotonic: OM_DURABILITY_INTERVAL's next sync; 0: nothing is dirty */
 };
 
 om_worker_turn_fn om_file_turn;

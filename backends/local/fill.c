@@ -22,6 +22,7 @@ enum { MARK_DELAY_MS = 50, SLAB_MAX = 64 << 10 };
 void attach_activate(struct attach *at) {
         struct group *g = at->group;
 
+        g->lanes |= at->log->lanes;
         if (at->active || at->dying)
                 return;
         at->active = true;
@@ -257,25 +258,26 @@ static int scan_lane(struct om_bus *b, MDB_cursor *c, struct attach *at, uint8_t
         return r;
 }
 
+/* Mostly one: tasks of other priorities than the usual one are few. */
 static bool has_more(const struct attach *at) {
-        for (unsigned i = 0; i < LANES; i++)
+        for (unsigned lanes = at->log->lanes; lanes; lanes &= lanes - 1) {
+                unsigned i = (unsigned) __builtin_ctz(lanes);
+
                 if (at->lanes[i].cursor < at->log->lane_end[i])
                         return true;
+        }
         return false;
 }
 
-/* Takes attachments without anything before their cursors off the list; the first goes behind, so that each of a pattern's has its turn. */
-static void prune_active(struct group *g) {
-        struct attach *all = g->active, *next;
+/* Of those that were looked at, up to `stop`: without anything before their cursors they go off the list, else behind the others, so that
+ * each of a pattern's has its turn. Those that were not cost nothing, be they thousands. */
+static void prune_active(struct group *g, struct attach *stop) {
+        struct attach *at = g->active, *next;
 
-        if (all && all->active_next) {
-                next = all->active_next;
-                all->active_next = NULL;
-                g->active_last->active_next = all;
-                all = next;
-        }
-        g->active = g->active_last = NULL;
-        for (struct attach *at = all; at; at = next) {
+        g->active = stop;
+        if (!stop)
+                g->active_last = NULL;
+        for (; at != stop; at = next) {
                 next = at->active_next;
                 at->active = false;
                 if (has_more(at))
@@ -284,15 +286,18 @@ static void prune_active(struct group *g) {
 }
 
 static int fill_group(struct om_bus *b, MDB_cursor *c, struct group *g) {
+        struct attach *at = g->active;
         int r = 0;
 
         for (uint8_t lane = 0; lane < LANES && g->sub->want && !r; lane++) {
                 r = fill_ready(b, g, lane);
-                for (struct attach *at = g->active; at && g->sub->want && !r; at = at->active_next)
+                if (!(g->lanes & 1u << lane) || !g->sub->want || r)
+                        continue;
+                for (at = g->active; at && g->sub->want && !r; at = at->active_next)
                         if (at->lanes[lane].cursor < at->log->lane_end[lane])
                                 r = scan_lane(b, c, at, lane);
         }
-        prune_active(g);
+        prune_active(g, g->sub->want && !r ? NULL : at);
         return r;
 }
 

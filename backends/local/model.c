@@ -75,35 +75,65 @@ static int lane_settle(struct om_bus *b, struct attach *at, unsigned i) {
         return r == MDB_NOTFOUND ? 0 : r;
 }
 
-int model_flush(struct om_bus *b) {
-        int r = b->oom ? ENOMEM : redelivered_flush(b);
+static int flush_attaches(struct om_bus *b) {
+        MDB_cursor *c;
+        int r = b->dirty_attaches ? mdb_cursor_open(b->txn, b->t[T_ATTACHES], &c) : 0;
 
-        while (!r && b->dirty_attaches) {
-                struct attach *at = b->dirty_attaches;
-
+        if (r || !b->dirty_attaches)
+                return r;
+        for (struct attach *at; !r && (at = b->dirty_attaches);) {
                 for (unsigned i = 0; i < LANES && !r && !at->dying; i++)
                         r = lane_settle(b, at, i);
                 if (!r && !at->gone)
-                        r = attach_write(b, at);
+                        r = attach_write(c, at);
                 if (r)
                         break;
                 at->dirty = false;
                 b->dirty_attaches = at->dirty_next;
         }
-        while (!r && b->dirty_groups) {
-                r = b->dirty_groups->gone ? 0 : group_write(b, b->dirty_groups);
+        mdb_cursor_close(c);
+        return r;
+}
+
+static int flush_groups(struct om_bus *b) {
+        int r = 0;
+
+        for (struct group *g; !r && (g = b->dirty_groups);) {
+                r = g->gone ? 0 : group_write(b, g);
                 if (r)
                         break;
-                b->dirty_groups->dirty = false;
-                b->dirty_groups = b->dirty_groups->dirty_next;
+                g->dirty = false;
+                b->dirty_groups = g->dirty_next;
         }
-        while (!r && b->dirty_logs) {
-                r = b->dirty_logs->gone ? 0 : log_write(b, b->dirty_logs);
+        return r;
+}
+
+static int flush_logs(struct om_bus *b) {
+        MDB_cursor *c;
+        int r = b->dirty_logs ? mdb_cursor_open(b->txn, b->t[T_LOGS], &c) : 0;
+
+        if (r || !b->dirty_logs)
+                return r;
+        for (struct log *l; !r && (l = b->dirty_logs);) {
+                r = l->gone ? 0 : log_write(c, l);
                 if (r)
                         break;
-                b->dirty_logs->dirty = false;
-                b->dirty_logs = b->dirty_logs->dirty_next;
+                l->dirty = false;
+                b->dirty_logs = l->dirty_next;
         }
+        mdb_cursor_close(c);
+        return r;
+}
+
+int model_flush(struct om_bus *b) {
+        int r = b->oom ? ENOMEM : redelivered_flush(b);
+
+        if (!r)
+                r = flush_attaches(b);
+        if (!r)
+                r = flush_groups(b);
+        if (!r)
+                r = flush_logs(b);
         if (!r && b->meta_dirty) {
                 uint8_t ids[20];
 

@@ -70,11 +70,18 @@ static void rbytes(struct reading *r, char *to, size_t n, size_t max) {
         to[n] = '\0';
 }
 
+/* Neighbours mostly: a cursor that stands on the page searches that page, where mdb_put() would come down from the root. */
+static int record_put(MDB_cursor *c, const uint8_t key[4], const struct record *r) {
+        MDB_val k = val(key, 4), v = val(r->bytes, r->n);
+
+        return mdb_cursor_put(c, &k, &v, 0);
+}
+
 enum { LOG_DYING = 1, LOG_PRIVATE = 2 };
 enum { GROUP_PATTERN = 1, GROUP_DELETED = 2, GROUP_PURGE = 4 };
 enum { ATTACH_DYING = 1 };
 
-int log_write(struct om_bus *b, const struct log *l) {
+int log_write(MDB_cursor *c, const struct log *l) {
         struct record r = { .n = 0 };
         uint8_t key[4];
 
@@ -91,7 +98,7 @@ int log_write(struct om_bus *b, const struct log *l) {
         w64(&r, (uint64_t) l->created_ms);
         wbytes(&r, l->name, l->name_len);
         be32(key, l->id);
-        return t_put(b, T_LOGS, key, 4, r.bytes, r.n);
+        return record_put(c, key, &r);
 }
 
 int log_read(struct log *l, MDB_val key, MDB_val v) {
@@ -172,7 +179,7 @@ int group_read(struct group *g, MDB_val key, MDB_val v) {
         return 0;
 }
 
-int attach_write(struct om_bus *b, const struct attach *at) {
+int attach_write(MDB_cursor *c, const struct attach *at) {
         struct record r = { .n = 0 };
         uint16_t lanes = 0;
         uint8_t key[4];
@@ -196,7 +203,7 @@ int attach_write(struct om_bus *b, const struct attach *at) {
                         w64(&r, at->lanes[i].mark);
                 }
         be32(key, at->id);
-        return t_put(b, T_ATTACHES, key, 4, r.bytes, r.n);
+        return record_put(c, key, &r);
 }
 
 int attach_read(struct attach *at, MDB_val key, MDB_val v, uint32_t *ret_group, uint32_t *ret_log) {

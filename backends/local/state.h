@@ -145,6 +145,7 @@ struct group {
         char name[OM_TOPIC_MAX + OM_NAME_MAX + 2]; /* topic, zero byte, agent: the hash's key */
         uint64_t finished, expired, dead, dlq_next;
         int64_t created_ms;
+        uint16_t lanes; /* that a log of its attachments ever used */
         struct attach *attaches, *active, *active_last;
         struct om_bus_sub *sub; /* served here */
         struct held *ready[LANES], *ready_last[LANES];
@@ -404,6 +405,9 @@ struct om_bus {
         int64_t due_delayed, due_ttl, due_dedupe, due_kept; /* the earliest in each table; INT64_MAX: none */
         int64_t marks_due;                                  /* monotonic: marks in memory are above the disk's; INT64_MAX: they are not */
         int64_t sync_due;                                   /* monotonic; DURABILITY_INTERVAL */
+        bool untold;                                        /* the loop has not been told of new_state, for want of memory */
+        enum om_bus_state new_state;
+        struct om_error new_error;
         bool failed;
         unsigned n_failures;
         int64_t retry_at; /* monotonic: when to try the folder again */
@@ -436,13 +440,13 @@ int t_get(struct om_bus *b, MDB_txn *txn, enum table t, const void *key, size_t 
 int t_del(struct om_bus *b, enum table t, const void *key, size_t key_len); /* 0 also where there was none; *b's txn */
 
 /* -- records.c ----------------------------------------------------------------------------------------------------- */
-int log_write(struct om_bus *b, const struct log *l);
+int log_write(MDB_cursor *c, const struct log *l); /* a cursor of T_LOGS */
 int log_read(struct log *l, MDB_val key, MDB_val v);
 int group_write(struct om_bus *b, const struct group *g);
 int group_read(struct group *g, MDB_val key, MDB_val v);
 void group_set_name(struct group *g); /* from topic and agent */
 static inline size_t group_name_len(const struct group *g) { return g->topic_len + 1 + g->agent_len; }
-int attach_write(struct om_bus *b, const struct attach *at);
+int attach_write(MDB_cursor *c, const struct attach *at); /* of T_ATTACHES */
 int attach_read(struct attach *at, MDB_val key, MDB_val v, uint32_t *ret_group, uint32_t *ret_log);
 
 /* -- model.c ------------------------------------------------------------------------------------------------------- */

@@ -35,14 +35,23 @@ struct news *bus_news(struct om_bus *b) {
         return b->news;
 }
 
-void bus_state(struct om_bus *b, enum om_bus_state state, const struct om_error *error) {
-        struct news *n = bus_news(b);
+/* Without memory for it, the next turn tries again. */
+static void tell_what_is_untold(struct om_bus *b) {
+        struct news *n = b->untold ? bus_news(b) : NULL;
 
         if (!n)
                 return;
         n->state_changed = true;
-        n->state = state;
-        n->error = error ? *error : (struct om_error) OM_ERROR_INIT;
+        n->state = b->new_state;
+        n->error = b->new_error;
+        b->untold = false;
+}
+
+void bus_state(struct om_bus *b, enum om_bus_state state, const struct om_error *error) {
+        b->untold = true;
+        b->new_state = state;
+        b->new_error = error ? *error : (struct om_error) OM_ERROR_INIT;
+        tell_what_is_untold(b);
 }
 
 struct batch *news_batch(struct om_bus *b, struct om_bus_sub *sub, bool revoked, struct batch *last) {
@@ -114,6 +123,7 @@ static void run_done(struct om_post *post) {
 
 static void post_news(struct om_bus *b) {
         report_expired(b);
+        tell_what_is_untold(b);
         for (struct batch *batch = b->news ? b->news->batches : NULL; batch; batch = batch->next)
                 batch->sub->batch = NULL;
         if (b->done && !bus_news(b)) { /* no memory: the first message carries the others */
@@ -579,6 +589,8 @@ static int next_turn(struct om_bus *b) {
                 if (wall != INT64_MAX)
                         in = earlier(in, wall - om_now_ms());
         }
+        if (b->untold)
+                in = earlier(in, REOPEN_MIN_MS);
         if (in == INT64_MAX)
                 return -1;
         return in < 0 ? 0 : in > 3600000 ? 3600000 : (int) in;

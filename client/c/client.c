@@ -282,6 +282,7 @@ static int call_users(omni_client *c, int64_t now) {
         while (!omc_list_empty(&c->ready) && !c->winding_up) {
                 omni_task *t = omc_of(omni_task, ready, c->ready.next);
                 omni_agent *a = t->agent;
+                omc_finish_frame(c);
                 omc_unlink(&t->ready);
                 c->depth++;
                 a->handler(a, t, a->user); /* after this, neither may be touched */

@@ -13,6 +13,7 @@
  */
 #include "internal.h"
 
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/epoll.h>
@@ -226,6 +227,21 @@ void omc_send(omni_client *c) {
                 watch_out(c, false);
 }
 
+void omc_finish_frame(omni_client *c) {
+        enum { WAIT_MS = 5000 };
+        int64_t until = omc_now_ms() + WAIT_MS;
+        while (c->unsent != &c->calls && !c->broken && c->state == OMC_UP) {
+                struct omc_call *call = omc_of(struct omc_call, link, c->unsent);
+                int64_t left = until - omc_now_ms();
+                struct pollfd p = { .fd = c->socket_fd, .events = POLLOUT };
+                if (call->sent == 0 || left <= 0)
+                        return;
+                if (poll(&p, 1, (int) left) < 0 && errno != EINTR)
+                        return;
+                omc_send(c);
+        }
+}
+
 /* -- in ------------------------------------------------------------------------------------------------------------ */
 
 /* Ends the connection for what the daemon sent. `e` (may be NULL) says more. */
@@ -406,6 +422,10 @@ static bool survives(struct omc_call *call, bool fatal) {
         }
 }
 
+void omc_lease_over(struct omc_call *call, const char *reason) {
+        om_error_set(&call->error, OM_CONFLICT, "the lease ended with the connection (%s): the task is delivered again", reason);
+}
+
 static void end_call(omni_client *c, struct omc_call *call, int status, const char *reason) {
         if (call->type == OMC_ONE_WAY) {
                 omc_call_take(c, call);
@@ -413,7 +433,7 @@ static void end_call(omni_client *c, struct omc_call *call, int status, const ch
                 return;
         }
         if (call->type == OMC_ACK || call->type == OMC_FAIL)
-                om_error_set(&call->error, OM_CONFLICT, "the lease ended with the connection (%s): the task is delivered again", reason);
+                omc_lease_over(call, reason);
         else if (status == -ECONNRESET)
                 om_error_set(&call->error, OM_UNAVAILABLE, "%s before the answer came: the outcome is unknown", reason);
         else
@@ -447,7 +467,7 @@ static void end_calls(omni_client *c, int status, const char *reason) {
         struct omc_call *ack = c->open_ack;
         c->open_ack = NULL;
         if (ack) {
-                om_error_set(&ack->error, OM_CONFLICT, "the lease ended with the connection (%s): the task is delivered again", reason);
+                omc_lease_over(ack, reason);
                 omc_call_finish(c, ack, -ESTALE, OM_SPAN_NONE);
         }
 }

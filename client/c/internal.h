@@ -245,10 +245,14 @@ void omc_copy_options(void *ours, size_t size, const void *theirs);
 
 /* conn.c */
 void omc_connect_if_due(omni_client *c, int64_t now);
-void omc_send(omni_client *c);   /* what the socket takes now; a failure sets `broken` */
+void omc_send(omni_client *c); /* what the socket takes now; a failure sets `broken` */
+/* Waits, for some seconds at most, until no frame is half sent: before what may take long, since the daemon waits for the rest of a frame
+ * only so long. */
+void omc_finish_frame(omni_client *c);
 int omc_receive(omni_client *c); /* what is there; 0 or -EPROTO, -ENOMEM after disconnecting */
 /* Ends the connection (or an attempt). status -EPROTO, -ENOMEM: every call fails with it; else those that can be repeated stay. */
 void omc_disconnect(omni_client *c, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void omc_lease_over(struct omc_call *call, const char *reason); /* says so in its error */
 int omc_fault(omni_client *c, struct om_error *e, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* call.c */

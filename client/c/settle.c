@@ -277,20 +277,24 @@ static bool has_delivery(struct om_span array, uint64_t delivery) {
         return false;
 }
 
-/* One delivery's ack as a request of its own. */
-static void ask_alone(omni_client *c, const struct omc_entry *entry, struct om_span text) {
+/* One delivery's ack as a request of its own, which tells what became of it. False: it was not asked, since the connection is over: another
+ * one must not hear of its deliveries. */
+static bool ask_alone(omni_client *c, const struct omc_entry *entry, struct om_span text) {
+        if (c->state != OMC_UP)
+                return false;
         struct omc_call *call = ack_new(c);
         struct omc_entry *own = call ? omc_entry_add(call) : NULL;
         if (!own) {
                 omc_call_free(c, call);
                 out_of_memory(c);
-                return;
+                return false;
         }
         *own = *entry;
         own->offset = call->frame.len;
         call->n_fns = entry->fn != NULL;
         om_buf_put_span(&call->frame, text);
         ack_queue(c, call);
+        return true;
 }
 
 /* A request about one delivery was refused. True: the same goes out again later, because the lease goes on and it may succeed. */
@@ -342,10 +346,12 @@ static void done_ack(omni_client *c, struct omc_call *call, struct om_span answe
                 entry->status = status;
                 if (many && listed && !has_delivery(failed.text, entry->delivery)) {
                         entry->status = 0;
-                } else if (many) {
-                        ask_alone(c, entry, (struct om_span){ call->frame.data + entry->offset, entry->length });
+                } else if (many && ask_alone(c, entry, (struct om_span){ call->frame.data + entry->offset, entry->length })) {
                         call->n_fns -= entry->fn != NULL;
                         entry->fn = NULL;
+                } else if (many) {
+                        entry->status = -ESTALE;
+                        omc_lease_over(call, "out of memory");
                 }
         }
         tell_later(c, call);

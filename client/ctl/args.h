@@ -57,6 +57,7 @@ enum {
         CMD_READS = 1 << 0,    /* changes nothing: --watch is allowed */
         CMD_DESTROYS = 1 << 1, /* asks, or needs --yes */
         CMD_HIDDEN = 1 << 2,
+        CMD_CSV = 1 << 4,     /* knows --format csv */
         CMD_PROGRAM = 1 << 3, /* the first argument without a name ends the options: the rest is a program's */
 };
 

@@ -5,7 +5,7 @@
  */
 #include "ctl.h"
 
-static const char *const formats[] = { "table", "json", "compact", "tree", NULL };
+static const char *const formats[] = { "table", "json", "compact", "tree", "csv", NULL };
 static const char *const shells[] = { "bash", "zsh", "fish", NULL };
 static const char *const states[] = { "completed", "failed", NULL };
 static const char *const clearable[] = { "agents", "results", "metrics", "config", "all", NULL };
@@ -22,7 +22,9 @@ const struct option ctl_global_options[] = {
                 .value = "FORMAT",
                 .type = OPT_CHOICE,
                 .choices = formats,
-                .help = "table, json, compact (a line a record, parted by tabs) or tree; default: table on a terminal, json in a pipe" },
+                .help = "table, json, compact (a line a record, parted by tabs), tree, or csv (storage query); default: table on a "
+                        "terminal, json in "
+                        "a pipe" },
         { .name = "watch",
                 .letter = 'w',
                 .value = "SECONDS",
@@ -212,7 +214,10 @@ static const struct option list_options[] = {
 
 static const struct option search_options[] = {
         { .name = "text", .value = "TEXT", .type = OPT_TEXT, MAY, .help = "words to find" },
-        { .name = "filter", .value = "FILTER", .type = OPT_TEXT, .help = "a filter in the storage's own language" },
+        { .name = "filter",
+                .value = "FILTER",
+                .type = OPT_TEXT,
+                .help = "a JSON object that the record must contain: '{\"agent\":\"counter\"}'" },
         PAGES("20"),
         END,
 };
@@ -244,6 +249,37 @@ static const struct option clear_options[] = { { .name = "what",
                                                        MUST,
                                                        .help = "agents, results, metrics, config or all" },
         END };
+
+static const struct option query_options[] = {
+        { .name = "query",
+                .value = "QUERY",
+                .type = OPT_TEXT,
+                MUST,
+                .help = "what to ask, in the storage's own language; - reads it from standard input" },
+        { .name = "limit",
+                .letter = 'n',
+                .value = "N",
+                .type = OPT_INT,
+                .min = 1,
+                .max = 10000,
+                .help = "how many rows at most (default 100)" },
+        END,
+};
+static const struct option migrate_options[] = { { .name = "to",
+                                                         .value = "URL",
+                                                         .type = OPT_TEXT,
+                                                         .help = "the new storage; -: a line of standard input, so that a password need "
+                                                                 "not stand on the command line; without it: the "
+                                                                 "backup of STORAGE_BACKUP_URL" },
+        { .name = "replace", .type = OPT_FLAG, .help = "the new storage may hold something: what this one does not hold is deleted there" },
+        { .name = "detach", .letter = 'd', .type = OPT_FLAG, .help = "do not wait for the copy's end" }, END };
+static const struct option verify_options[] = {
+        { .name = "repair", .type = OPT_FLAG, .help = "bring what differs to the second storage again" }, END
+};
+static const struct option file_options[] = {
+        { .name = "file", .value = "FILE", .type = OPT_TEXT, .offer = OFFER_FILES, MUST, .help = "the file; -: standard output or input" },
+        END
+};
 
 #define KEY(...) \
         { .name = "key", .value = "KEY", .type = OPT_TEXT, .offer = OFFER_KEYS, __VA_ARGS__ }
@@ -599,6 +635,74 @@ const struct command ctl_commands[] = {
                 .run = cmd_storage_clear_all,
                 .about = "The same as storage clear all.",
                 .examples = EXAMPLES({ "storage clear-all", "asks first" }) },
+
+        { .path = "storage query",
+                .summary = "ask the storage in its own language",
+                .options = query_options,
+                .flags = CMD_READS | CMD_CSV,
+                .run = cmd_storage_query,
+                .about = "Runs a query that reads, where the storage has a language of its own (omnictl backends: query): SQL on "
+                         "PostgreSQL. "
+                         "The storage refuses what writes. --timeout is how long it may run there.",
+                .examples = EXAMPLES({ "storage query 'select status, count(*) from results group by status'", "a table" },
+                        { "storage query --format csv - < report.sql > report.csv", "for a spreadsheet" }) },
+        { .path = "storage migrate",
+                .summary = "copy to another storage, while all goes on",
+                .options = migrate_options,
+                .run = cmd_storage_migrate,
+                .about = "Copies all records to a new storage, and from then on writes to both. Agents go on working. The daemon does it, "
+                         "by "
+                         "itself once begun, over restarts; at most STORAGE_COPY_RATE records a second. Begun again, it goes on. Then: "
+                         "storage "
+                         "verify, and storage switch three times.",
+                .examples = EXAMPLES({ "storage migrate --to redis://10.0.0.5:6379", "shows how far it is" },
+                        { "storage migrate --to - < url", "the URL from a file" }) },
+        { .path = "storage status",
+                .summary = "how far a migration is",
+                .options = none,
+                .flags = CMD_READS,
+                .run = cmd_storage_status,
+                .about = "The step of a migration or a backup, how much is copied, and what changes are still to be brought over.",
+                .examples = EXAMPLES({ "storage status --watch", "again and again" }) },
+        { .path = "storage verify",
+                .summary = "compare both storages",
+                .options = verify_options,
+                .run = cmd_storage_verify,
+                .about = "Compares every record of both storages, while all goes on. Lists what is missing in the new one, different, or "
+                         "extra; "
+                         "exit code 1 where something is.",
+                .examples = EXAMPLES({ "storage verify", "all records" }, { "storage verify --repair", "and mend the second one" }) },
+        { .path = "storage switch",
+                .summary = "the next step to the new storage",
+                .options = none,
+                .flags = CMD_DESTROYS,
+                .run = cmd_storage_switch,
+                .about = "First reads come from the new storage; then it is the primary and the old one follows; then the old one is let "
+                         "go. The "
+                         "last step asks.",
+                .examples = EXAMPLES({ "storage switch", "one step" }) },
+        { .path = "storage abort",
+                .summary = "go back to the old storage",
+                .options = none,
+                .flags = CMD_DESTROYS,
+                .run = cmd_storage_abort,
+                .about = "Ends a migration: the old storage is in use alone, with all that was written meanwhile. Possible until the last "
+                         "switch.",
+                .examples = EXAMPLES({ "storage abort", "asks first" }) },
+        { .path = "storage export",
+                .summary = "write all records to a file",
+                .options = file_options,
+                .run = cmd_storage_export,
+                .about = "JSON lines: a header, a record a line, and a trailer with counts. The file appears when it is whole.",
+                .examples = EXAMPLES({ "storage export backup.jsonl", "a backup" }, { "storage export - | gzip > backup.gz", "packed" }) },
+        { .path = "storage import",
+                .summary = "read records from such a file",
+                .options = file_options,
+                .run = cmd_storage_import,
+                .about = "Writes the records of an export; those with the same key are replaced, metrics that are there are left out. A "
+                         "file that "
+                         "is cut off is refused before anything is written; from a pipe that is seen at its end only.",
+                .examples = EXAMPLES({ "storage import backup.jsonl", "all of it" }) },
 
         { .path = "config", .summary = "settings that agents share, kept in the storage" },
         { .path = "config get",

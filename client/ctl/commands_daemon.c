@@ -113,6 +113,13 @@ int cmd_backends(struct ctl *ctl) {
                 ctl_style_end(ctl, &ctl->out);
                 om_buf_putc(&ctl->out, '\n');
                 view_list(ctl, text, "storages", columns, "none");
+                if (memmem(text.p, text.len, "\"installed\":false", strlen("\"installed\":false"))) {
+                        om_buf_putc(&ctl->out, '\n');
+                        ctl_style(ctl, &ctl->out, STYLE_DIM);
+                        om_buf_puts(&ctl->out, "omnictl backends --format tree says what installs the others, and the settings of each.");
+                        ctl_style_end(ctl, &ctl->out);
+                        om_buf_putc(&ctl->out, '\n');
+                }
         }
         free(answer);
         return r;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* storage health|clear and config get|set|list|delete. */
+/* storage health|clear|query and config get|set|list|delete. */
 #include "doc.h"
+#include "input.h"
 #include "table.h"
 #include "text.h"
 #include "view.h"
@@ -27,6 +28,25 @@ static const char *title_of(struct om_span key, bool bytes, struct om_arena *are
         return title;
 }
 
+/* Where there are several: each, and how the second one follows. */
+static void put_others(struct ctl *ctl, struct om_span text) {
+        static const struct view_column part[] = { { "ROLE", "role", VIEW_TEXT }, { "NAME", "name", VIEW_TEXT },
+                { "STATUS", "status", VIEW_STATUS }, { "LATENCY", "latency_ms", VIEW_MS }, { "URL", "url", VIEW_TEXT },
+                { "ERROR", "error", VIEW_TEXT }, { NULL, NULL, 0 } };
+        static const struct view_column mirror[] = { { "SECOND STORAGE", "mirror.role", VIEW_TEXT }, { "PHASE", "mirror.phase", VIEW_TEXT },
+                { "CHANGES WAITING", "mirror.queued", VIEW_NUMBER }, { "THEY TAKE", "mirror.queue_bytes", VIEW_SIZE },
+                { "OF AT MOST", "mirror.queue_limit_bytes", VIEW_SIZE }, { "BROUGHT OVER", "mirror.synced", VIEW_NUMBER },
+                { "FAILURES", "mirror.failures", VIEW_BAD }, { "REFUSED", "mirror.refused", VIEW_BAD },
+                { "FAILING SINCE", "mirror.failing_since", VIEW_TIME }, { "ERROR", "mirror.error", VIEW_TEXT }, { NULL, NULL, 0 } };
+
+        om_buf_putc(&ctl->out, '\n');
+        view_list(ctl, text, "parts", part, "");
+        if (doc_there(doc_get(doc_root(text), "mirror"))) {
+                om_buf_putc(&ctl->out, '\n');
+                view_record(ctl, text, mirror);
+        }
+}
+
 /* What every storage says, then the storage's own facts under their own names. */
 static void put_health(struct ctl *ctl, struct om_span text) {
         static const struct view_column first[] = { { "NAME", "name", VIEW_TEXT }, { "STATUS", "status", VIEW_STATUS },
@@ -51,6 +71,9 @@ static void put_health(struct ctl *ctl, struct om_span text) {
         all[n] = (struct view_column){ NULL, NULL, 0 };
         view_record(ctl, text, all);
         om_arena_deinit(&arena);
+        if (ctl->format == FORMAT_TABLE && doc_there(doc_get(doc_root(text), "parts"))) {
+                put_others(ctl, text);
+        }
 }
 
 int cmd_storage_health(struct ctl *ctl) {
@@ -104,6 +127,146 @@ int cmd_storage_clear_results(struct ctl *ctl) { return clear(ctl, "results"); }
 int cmd_storage_clear_metrics(struct ctl *ctl) { return clear(ctl, "metrics"); }
 
 int cmd_storage_clear_all(struct ctl *ctl) { return clear(ctl, "all"); }
+
+/* -- queries ------------------------------------------------------------------------------------------------------- */
+
+enum { QUERY_COLUMNS_MAX = 32 /* as wide as a table can be */, QUERY_GRACE_MS = 2000 };
+
+/* A field of RFC 4180: quoted where it must be. null is nothing, an empty text is "". */
+static void put_csv(struct om_buf *b, struct om_json_value v) {
+        struct om_arena arena = { 0 };
+        struct om_span text = doc_text(v, &arena);
+        bool quote = v.type == OM_JSON_STRING && text.len == 0;
+
+        for (size_t i = 0; i < text.len && !quote; i++) {
+                quote = strchr(",\"\r\n", text.p[i]) || (text.p[i] == ' ' && (i == 0 || i == text.len - 1));
+        }
+        if (doc_there(v) && quote) {
+                om_buf_putc(b, '"');
+                for (size_t i = 0; i < text.len; i++) {
+                        om_buf_puts(b, text.p[i] == '"' ? "\"" : "");
+                        om_buf_putc(b, text.p[i]);
+                }
+                om_buf_putc(b, '"');
+        } else if (doc_there(v)) {
+                om_buf_put_span(b, text);
+        }
+        om_arena_deinit(&arena);
+}
+
+/* One line of columns or of a row. */
+static void put_line(struct ctl *ctl, struct om_json_value row) {
+        struct doc_each each = doc_each(row);
+        const char *gap = "";
+
+        while (doc_next(&each)) {
+                om_buf_puts(&ctl->out, gap);
+                gap = ctl->format == FORMAT_CSV ? "," : "\t";
+                ctl->format == FORMAT_CSV ? put_csv(&ctl->out, each.value) : view_put_raw(&ctl->out, each.value);
+        }
+        om_buf_puts(&ctl->out, ctl->format == FORMAT_CSV ? "\r\n" : "\n");
+}
+
+static void put_lines(struct ctl *ctl, struct om_json_value root) {
+        struct doc_each rows = doc_each(doc_get(root, "rows"));
+
+        if (ctl->format == FORMAT_CSV) {
+                put_line(ctl, doc_get(root, "columns"));
+        }
+        while (doc_next(&rows)) {
+                put_line(ctl, rows.value);
+        }
+}
+
+/* A column of numbers stands to the right: of which the first row that has a value decides. */
+static bool is_numeric(struct om_json_value rows, size_t column) {
+        struct doc_each each = doc_each(rows);
+
+        while (doc_next(&each)) {
+                struct doc_each cells = doc_each(each.value);
+
+                for (size_t i = 0; i <= column && doc_next(&cells); i++) {
+                }
+                if (doc_there(cells.value)) {
+                        return cells.value.type == OM_JSON_NUMBER;
+                }
+        }
+        return false;
+}
+
+static void put_query_table(struct ctl *ctl, struct om_json_value root) {
+        struct om_json_value names = doc_get(root, "columns"), rows = doc_get(root, "rows");
+        struct doc_each each = doc_each(names);
+        struct om_arena arena = { 0 };
+        size_t n = doc_count(names), at = 0;
+        struct table_column *columns = om_arena_alloc(&arena, (n + 1) * sizeof(*columns));
+        struct table table;
+
+        for (; columns && doc_next(&each); at++) {
+                struct om_buf safe = OM_BUF_INIT;
+                struct om_span name;
+
+                text_put_safe(&safe, doc_text(each.value, &arena));
+                name = om_arena_copy(&arena, om_buf_span(&safe));
+                om_buf_deinit(&safe);
+                columns[at] = (struct table_column){ .title = name.p ? name.p : "", .right = is_numeric(rows, at) };
+        }
+        table_init(&table, columns, columns ? n : 0);
+        for (each = doc_each(rows); columns && doc_next(&each);) {
+                struct doc_each cells = doc_each(each.value);
+
+                while (doc_next(&cells)) {
+                        struct om_buf line = OM_BUF_INIT;
+
+                        doc_scalar(cells.value)
+                                ? om_buf_put_span(&line, doc_there(cells.value) ? doc_text(cells.value, &arena) : OM_SPAN(""))
+                                : doc_put_line(&line, cells.value, 0);
+                        table_add(&table, om_buf_span(&line), STYLE_NONE);
+                        table.failed |= line.failed;
+                        om_buf_deinit(&line);
+                }
+        }
+        if (doc_count(rows) == 0) {
+                ctl_say(ctl, "No rows.");
+        } else {
+                table_put(ctl, &ctl->out, &table, ctl->width);
+        }
+        table_deinit(&table);
+        om_arena_deinit(&arena);
+}
+
+int cmd_storage_query(struct ctl *ctl) {
+        const char *query = args_text(&ctl->args, "query");
+        struct om_buf input = OM_BUF_INIT, params = OM_BUF_INIT;
+        struct om_span text = OM_SPAN_NONE;
+        char *answer = NULL;
+        int r = strcmp(query, "-") == 0 ? input_read_file("-", &input) : 0;
+
+        query = input.len ? ctl_text(&input) : query;
+        if (r < 0) {
+                return ctl_usage(ctl, "QUERY: %s", strerror(-r));
+        }
+        om_buf_putc(&params, '{');
+        ctl_put_text(&params, "query", query);
+        ctl_put_int(&params, "limit", args_number(&ctl->args, "limit", 100));
+        ctl->timeout_ms += ctl->client ? 0 : QUERY_GRACE_MS; /* the client's own: the storage ends the query first, and says so */
+        ctl_put_int(&params, "timeout_ms", ctl->timeout_ms - QUERY_GRACE_MS);
+        om_buf_putc(&params, '}');
+        r = ctl_call_buf(ctl, "storage.query", &params, &answer, &text);
+        if (r == 0 && (ctl->format == FORMAT_CSV || ctl->format == FORMAT_COMPACT)) {
+                put_lines(ctl, doc_root(text));
+        } else if (r == 0 && ctl->format == FORMAT_TABLE && doc_count(doc_get(doc_root(text), "columns")) > QUERY_COLUMNS_MAX) {
+                view_put_tree(ctl, doc_root(text));
+        } else if (r == 0 && !view_plain(ctl, text, NULL, NULL)) {
+                put_query_table(ctl, doc_root(text));
+        }
+        if (r == 0 && ctl->format != FORMAT_JSON && doc_true(doc_get(doc_root(text), "truncated"))) {
+                ctl_note(ctl, "There are more rows: --limit N (at most 10000).");
+        }
+        free(answer);
+        om_buf_deinit(&input);
+        return r;
+}
 
 /* -- settings ------------------------------------------------------------------------------------------------------ */
 

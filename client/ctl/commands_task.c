@@ -3,6 +3,7 @@
 #include "doc.h"
 #include "term.h"
 #include "view.h"
+#include "../../proto/rpc.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -136,11 +137,17 @@ int cmd_task_list(struct ctl *ctl) {
 int cmd_task_search(struct ctl *ctl) {
         struct om_buf params = OM_BUF_INIT;
 
-        if (!args_has(&ctl->args, "text") && !args_has(&ctl->args, "filter")) {
+        const char *filter = args_text(&ctl->args, "filter");
+        struct om_error e = OM_ERROR_INIT;
+
+        if (!args_has(&ctl->args, "text") && !filter) {
                 return ctl_usage(ctl, "say what to search for: TEXT, or --filter FILTER");
         }
+        if (filter && om_json_check(om_span_of(filter), OM_DEPTH_MAX - 4, &e) < 0) {
+                return ctl_usage(ctl, "FILTER: %s; a JSON object such as '{\"status\":\"failed\"}'", e.message);
+        }
         ctl_put_text(&params, "text", args_text(&ctl->args, "text"));
-        ctl_put_text(&params, "filter", args_text(&ctl->args, "filter"));
+        ctl_put_raw(&params, "filter", filter);
         return list(ctl, "task.search", &params, "Nothing found.");
 }
 

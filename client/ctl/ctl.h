@@ -25,7 +25,7 @@ enum {
         CTL_UNAVAILABLE = 7, /* a server is away or something is full: the same command may work later */
 };
 
-enum ctl_format { FORMAT_TABLE, FORMAT_JSON, FORMAT_COMPACT, FORMAT_TREE };
+enum ctl_format { FORMAT_TABLE, FORMAT_JSON, FORMAT_COMPACT, FORMAT_TREE, FORMAT_CSV /* with CMD_CSV */ };
 
 enum ctl_style { STYLE_NONE, STYLE_HEAD, STYLE_DIM, STYLE_GOOD, STYLE_WARN, STYLE_BAD, STYLE_NAME };
 
@@ -140,6 +140,14 @@ int cmd_storage_clear_agents(struct ctl *ctl);
 int cmd_storage_clear_results(struct ctl *ctl);
 int cmd_storage_clear_metrics(struct ctl *ctl);
 int cmd_storage_clear_all(struct ctl *ctl);
+int cmd_storage_query(struct ctl *ctl);
+int cmd_storage_migrate(struct ctl *ctl);
+int cmd_storage_status(struct ctl *ctl);
+int cmd_storage_verify(struct ctl *ctl);
+int cmd_storage_switch(struct ctl *ctl);
+int cmd_storage_abort(struct ctl *ctl);
+int cmd_storage_export(struct ctl *ctl);
+int cmd_storage_import(struct ctl *ctl);
 int cmd_config_get(struct ctl *ctl);
 int cmd_config_set(struct ctl *ctl);
 int cmd_config_list(struct ctl *ctl);

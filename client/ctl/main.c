@@ -125,6 +125,9 @@ static int run(struct ctl *ctl) {
                 ctl_flush(ctl);
                 return CTL_USAGE;
         }
+        if (ctl->format == FORMAT_CSV && !(c->flags & CMD_CSV)) {
+                return ctl_usage(ctl, "--format csv is for storage query; compact is for cut and awk");
+        }
         if (ctl->watch_ms) {
                 return c->flags & CMD_READS ? run_watching(ctl) : ctl_usage(ctl, "--watch is for commands that only read");
         }

@@ -169,6 +169,7 @@ bool view_plain(struct ctl *ctl, struct om_span text, const char *array, const s
                 }
                 return false;
         case FORMAT_TABLE:
+        case FORMAT_CSV:
                 break;
         }
         return false;

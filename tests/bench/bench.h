@@ -79,6 +79,12 @@ struct load {
 };
 void publish_load(struct load *load);
 
+enum { KEYS = 1000 };
+const char *value_text(void); /* of a setting: a JSON string of CONTENT_BYTES; static */
+/* config.set or config.get of KEYS keys in turn, so many under way. Seconds; `us` (NULL: not wanted), with one under way: how long each
+ * took. */
+double settings_seconds(const struct daemon *d, const char *method, long total, int under_way, double *us);
+
 struct work {
         const struct daemon *daemon;
         const char *topic;
@@ -94,6 +100,7 @@ struct work {
 double whole_way_seconds(const struct daemon *d, const char *topic, int topics, bool results, long total);
 /* An agent alone, for `total` tasks that are there already. */
 double drain_seconds(const struct daemon *d, const char *topic, bool results, long total);
+void latency_load(const struct daemon *d, long total, double *us);   /* cases.c */
 char *batch_params(const char *topic, int topics, int first, int n); /* params of a task.publish with n tasks; free() */
 
 /* -- cases --------------------------------------------------------------------------------------------------------------- */
@@ -102,12 +109,28 @@ void case_raw_lmdb(void); /* beside.c */
 void case_raw_lmdb_commit(void);
 void case_beanstalkd(void);
 void case_nats(void); /* nats.c */
+void case_nats_bus(void);
+void case_nats_latency(void);
+void case_kafka(void);    /* kafka.c */
+void case_rabbitmq(void); /* rabbitmq.c */
+void case_rabbitmq_latency(void);
+void case_s3(void); /* s3.c */
+void case_s3_latency(void);
+void case_redis(void); /* redis.c */
+void case_redis_python(void);
+void case_redis_latency(void);
+void case_postgresql(void); /* postgresql.c */
+void case_postgresql_latency(void);
+void case_mongodb(void); /* mongodb.c */
+void case_mongodb_latency(void);
 void case_ping(void); /* cases.c */
 void case_publish(void);
 void case_whole_way(void);
 void case_whole_way_results(void);
 void case_latency(void);
 void case_latency_memory(void);
+void case_latency_two_cores(void);
+void case_hop(void);
 void case_memory_idle(void); /* growth.c */
 void case_held(void);
 void case_topics(void);

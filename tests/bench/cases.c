@@ -3,6 +3,9 @@
  * The cases of speed: publishing, a task's whole way, latency. Each measures once.
  */
 #include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "bench.h"
 
@@ -54,12 +57,10 @@ static void on_published(omni_client *client, int status, const char *result, si
                 die("publish", error);
 }
 
-/* The next task is published when the last is acknowledged: nothing waits in line. */
-static void latency(const char *name, const char *bus, long total) {
-        struct daemon d;
-        daemon_start(&d, bus);
-        omni_client *agent = client_new(&d), *publisher = client_new(&d);
-        struct ping ping = { .us = calloc((size_t) total, sizeof(double)) };
+/* The next task is published when the last is acknowledged: nothing waits in line. Microseconds of each into `us`. */
+void latency_load(const struct daemon *d, long total, double *us) {
+        omni_client *agent = client_new(d), *publisher = client_new(d);
+        struct ping ping = { .us = us };
         omni_agent_options options = OMNI_AGENT_OPTIONS_INIT;
         options.topic = "bench";
         options.name = "bench";
@@ -78,15 +79,52 @@ static void latency(const char *name, const char *bus, long total) {
                 if (omni_flush(agent, 10000) < 0 || omni_flush(publisher, 10000) < 0)
                         die("latency", "flush");
         }
-        figure_quantiles(name, ping.us, total);
-        free(ping.us);
         free(params);
         omni_free(agent);
         omni_free(publisher);
+}
+
+static void latency(const char *name, const char *bus, long total) {
+        struct daemon d;
+        double *us = calloc((size_t) total, sizeof(double));
+        daemon_start(&d, bus);
+        latency_load(&d, total, us);
+        figure_quantiles(name, us, total);
+        free(us);
         daemon_stop(&d);
 }
 void case_latency(void) { latency("latency_durable", "local:", scaled(2000)); }
 void case_latency_memory(void) { latency("latency_memory", "local:?durability=memory", scaled(10000)); }
+void case_latency_two_cores(void) { latency("two_cores_memory", "local:?durability=memory", scaled(10000)); }
+
+/* A byte there and back between two processes, each wherever the kernel puts it: what this machine takes for two of the four hops of a
+ * task. */
+void case_hop(void) {
+        long total = scaled(20000);
+        double *us = calloc((size_t) total, sizeof(double));
+        char byte = 0;
+        int pair[2];
+        if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+                die("hop", "socketpair");
+        pid_t child = fork();
+        if (child == 0) {
+                close(pair[0]);
+                while (read(pair[1], &byte, 1) == 1 && write(pair[1], &byte, 1) == 1)
+                        ;
+                _exit(0);
+        }
+        close(pair[1]);
+        for (long i = 0; i < total; i++) {
+                double start = now_s();
+                if (write(pair[0], &byte, 1) != 1 || read(pair[0], &byte, 1) != 1)
+                        die("hop", "the other process has ended");
+                us[i] = (now_s() - start) * 1e6;
+        }
+        close(pair[0]);
+        waitpid(child, NULL, 0);
+        figure_quantiles("hop", us, total);
+        free(us);
+}
 
 static void on_pong(omni_client *client, int status, const char *result, size_t len, const char *error, void *user) {
         (void) client, (void) result, (void) len;

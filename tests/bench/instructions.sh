@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # How many instructions the daemon spends on a task: a figure that repeats where seconds do not, whatever else the machine does.
-#   tests/bench/instructions.sh BUILD_DIR [publish|whole_way|whole_way_results …]
+#   tests/bench/instructions.sh BUILD_DIR [publish|whole_way|whole_way_results|topics …]
 # The daemon runs under callgrind, once with 10,000 tasks and once with 20,000, in batches of 100; the difference is what 10,000 tasks cost
 # without start and stop. Nothing is synced: the kernel's part is not counted anyway. CALLGRIND_KEEP=DIR keeps the profiles, one a load,
 # for callgrind_annotate.
@@ -9,7 +9,7 @@ set -euo pipefail
 build=$(realpath "${1:-build}")
 shift || true
 loads=("$@")
-((${#loads[@]})) || loads=(publish whole_way whole_way_results)
+((${#loads[@]})) || loads=(publish whole_way whole_way_results topics)
 work=$(mktemp -d /var/tmp/omni-instructions-XXXXXX)
 trap 'rm -rf "$work"' EXIT
 

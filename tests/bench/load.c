@@ -114,3 +114,48 @@ double drain_seconds(const struct daemon *d, const char *topic, bool results, lo
         work_load(&work);
         return work.seconds;
 }
+
+/* -- settings, as what a storage is asked for ------------------------------------------------------------------------------------ */
+
+const char *value_text(void) {
+        static char value[CONTENT_BYTES + 1];
+        memset(value, 'x', CONTENT_BYTES);
+        value[0] = value[CONTENT_BYTES - 1] = '"';
+        return value;
+}
+
+struct calls {
+        long total, sent, done;
+};
+
+static void was_answered(omni_client *c, int status, const char *result, size_t len, const char *error, void *user) {
+        struct calls *calls = user;
+        if (status < 0)
+                die("storage", error);
+        calls->done++;
+}
+
+double settings_seconds(const struct daemon *d, const char *method, long total, int under_way, double *us) {
+        struct calls calls = { .total = total };
+        omni_client *client = client_new(d);
+        double start = now_s(), sent_at = start;
+        while (calls.done < total) {
+                for (; calls.sent < total && calls.sent - calls.done < under_way; calls.sent++) {
+                        char params[CONTENT_BYTES + 64];
+                        snprintf(params, sizeof(params),
+                                strcmp(method, "config.set") == 0 ? "{\"key\":\"k%ld\",\"value\":%s}" : "{\"key\":\"k%ld\"}",
+                                calls.sent % KEYS, value_text());
+                        sent_at = now_s();
+                        if (omni_call_async(client, method, params, was_answered, &calls) < 0)
+                                die(method, omni_strerror(client));
+                }
+                long before = calls.done;
+                if (omni_run_once(client, 60000) < 0)
+                        die(method, omni_strerror(client));
+                if (us && calls.done > before)
+                        us[before] = (now_s() - sent_at) * 1e6;
+        }
+        double seconds = now_s() - start;
+        omni_free(client);
+        return seconds;
+}

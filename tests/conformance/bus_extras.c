@@ -93,8 +93,9 @@ static void delays(void) {
         for (int i = 0; i < N; i++)
                 publish_delayed(t, 200 + i * 100, &sent[i], &answered[i]);
         publish(t, "0");
+        bool early = now_ms() - sent[0] < 150; /* else a busy machine has let the first of them become due before */
         MUST(UNTIL(w->acked == N + 1, 10000), "%ld of %d", w->acked, N + 1);
-        MUST(strcmp(w->seen[0].content, "0") == 0, "the delayed ones held up another");
+        MUST(!early || strcmp(w->seen[0].content, "0") == 0, "the delayed ones held up another");
         for (int i = 0; i < N; i++) {
                 const struct seen *s = seen_content(w, rig_text("%d", 200 + i * 100), 1);
                 MUST(s, "a delayed task is missing");

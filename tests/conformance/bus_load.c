@@ -29,7 +29,8 @@ static void ignore(omni_agent *agent, omni_task *task, void *user) {}
 static void sleepers(void) {
         enum { SIZE = 10000, PREFETCH = 100, ROOM = 16 << 20, OUTPUT = 128 << 10, SOCKET = 256 << 10 };
         int n = SCALE(500, 50), tasks = n * PREFETCH;
-        rig_up((const char *const[]){ rig_text("SESSION_OUTPUT_BYTES=%d", OUTPUT), "STOP_GRACE=0", RIG_MEASURED, NULL });
+        rig_up((const char *const[]){
+                rig_text("SESSION_OUTPUT_BYTES=%d", OUTPUT), "STOP_GRACE=0", "STALLED_CLIENT=10m", RIG_MEASURED, NULL });
         const char *t = topic("awake"), *u = topic("asleep");
         struct worker *awake = serve(t, "a", act_ack), *beside = serve(u, "awake", act_ack);
         double alone = round_trip_ms(awake, t);
@@ -54,7 +55,7 @@ static void sleepers(void) {
                 MUST(omni_publish_many(rig_client, batch, 100, results) == 100, "publish: %s", omni_strerror(rig_client));
                 serve_for(0);
         }
-        MUST(UNTIL(beside->acked == tasks, 60000), "the other group of their topic has %ld of %d", beside->acked, tasks);
+        MUST(UNTIL(beside->acked == tasks, SCALE(300000, 60000)), "the other group of their topic has %ld of %d", beside->acked, tasks);
         MUST(group_n(u, "asleep", "leased") >= n, "nothing was tried: only %lld tasks are with the sleepers",
                 (long long) group_n(u, "asleep", "leased"));
         double with = round_trip_ms(awake, t);

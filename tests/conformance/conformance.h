@@ -17,6 +17,15 @@
 
 enum conf_family { CONF_BUS = 'B', CONF_STORAGE = 'S', CONF_WHOLE = 'W' };
 
+struct om_test_server;
+
+struct conf_backend {       /* a column of the table */
+        const char *name;   /* "redis:cluster", or the URL as it was given */
+        const char *url;    /* "{case}" in it stands for the case's tag */
+        const char *system; /* "redis:cluster": what tests/servers started; NULL: a URL of the caller's */
+        const struct om_test_server *server;
+};
+
 struct conf_case {
         const char *id; /* "B07"; its letter is the family */
         const char *sentence;
@@ -25,6 +34,7 @@ struct conf_case {
         const char *capability; /* of the bus; where it lacks it the case is n/a. NULL: none needed */
         const char *embedded;   /* why it is n/a where bus (B) or storage (S) is inside the daemon; NULL: it runs there too */
         const char *never;
+        bool pairs; /* W: on every bus with every storage; else on the first of both */
 };
 
 /* Each file's cases, ended by id == NULL. */
@@ -34,7 +44,8 @@ extern const struct conf_case conf_bus_basic[], conf_bus_order[], conf_bus_retry
 /* What a case is run with; set by the runner before it. */
 struct conf_run {
         const struct conf_case *c;
-        const char *bus_url, *storage_url; /* "{case}" in them stands for `tag` */
+        const struct conf_backend *bus, *storage;
+        const char *bus_url, *storage_url; /* of these; or of the case's own server */
         const char *folder;                /* its own, empty; removed afterwards */
         char tag[40];                      /* unique to this run of this case: the beginning of its topics */
         bool full;                         /* the numbers of the case's sentence; else smaller ones */

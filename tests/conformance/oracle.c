@@ -232,14 +232,26 @@ void oracle_wait(struct oracle *o, pid_t producer, double ms) {
         forget(o, producer);
 }
 
-static bool at_rest(const struct oracle *o) {
-        return group_n(o->topic, o->agent, "lag") + group_n(o->topic, o->agent, "leased") + group_n(o->topic, o->agent, "retrying") == 0;
+/* Tasks that are not at their end; −1: the bus did not say, as it may after a fault. */
+static int64_t unfinished(const struct oracle *o) {
+        json_t *groups, *g;
+        size_t i;
+        int r = rpc_try(rig_client, &groups, "bus.groups", "{s:s}", "topic", o->topic);
+        if (r == -EAGAIN || r == -ETIMEDOUT)
+                return -1;
+        MUST(r == 0, "bus.groups: %s", omni_strerror(rig_client));
+        json_array_foreach(at(groups, "groups"), i, g) {
+                if (strcmp(str(g, "agent"), o->agent) == 0)
+                        return num(g, "lag") + num(g, "leased") + num(g, "retrying");
+        }
+        conf_fail(__FILE__, __LINE__, "bus.groups has no group of %s on %s: %s", o->agent, o->topic, dump(groups));
 }
 
+/* An agent writes each task to the disk before it acknowledges it: on a busy one that takes its time. */
 void oracle_settle(struct oracle *o, double ms) {
-        MUST(UNTIL_SLOWLY(at_rest(o), ms), "the group does not come to rest: lag %lld, leased %lld, retrying %lld",
-                (long long) group_n(o->topic, o->agent, "lag"), (long long) group_n(o->topic, o->agent, "leased"),
-                (long long) group_n(o->topic, o->agent, "retrying"));
+        for (int64_t left, before = INT64_MAX; !UNTIL_SLOWLY((left = unfinished(o)) == 0, ms); before = left)
+                MUST(left >= 0 && left < before, "%s: %lld tasks are not finished; %s", o->agent, (long long) left,
+                        dump(rpc(rig_client, "bus.groups", "{s:s}", "topic", o->topic)));
         while (o->n_pids)
                 oracle_end(o, o->pids[0]);
 }
@@ -254,7 +266,21 @@ struct entry {
 
 static int compare(const void *a, const void *b) { return strcmp(((const struct entry *) a)->id, ((const struct entry *) b)->id); }
 
-static size_t read_record(const char *path, struct entry **entries, size_t n) {
+struct entries {
+        struct entry *all;
+        size_t n, room;
+};
+
+static void add(struct entries *e, struct entry one) {
+        if (e->n == e->room) { /* by halves more: tens of thousands were refused where the broker was away */
+                e->room += e->room / 2 + 1024;
+                e->all = reallocarray(e->all, e->room, sizeof(*e->all));
+                MUST(e->all, "out of memory");
+        }
+        e->all[e->n++] = one;
+}
+
+static void read_record(const char *path, struct entries *entries) {
         char *text = NULL, id[OMNI_ID_SIZE], what;
         size_t size = 0;
         FILE *f = fopen(path, "re");
@@ -262,20 +288,21 @@ static size_t read_record(const char *path, struct entry **entries, size_t n) {
         while (getline(&text, &size, f) > 0) {
                 if (!strchr(text, '\n') || sscanf(text, "%c %200s", &what, id) != 2)
                         continue; /* its writer died in it */
-                *entries = realloc(*entries, (n + 1) * sizeof(**entries));
-                MUST(*entries, "out of memory");
-                (*entries)[n++] = (struct entry){ rig_text("%s", id), what };
+                add(entries, (struct entry){ rig_text("%s", id), what });
         }
         free(text);
         fclose(f);
-        return n;
 }
 
 static struct oracle_verdict compare_records(const struct oracle *o) {
         struct oracle_verdict v = { 0 };
-        struct entry *entries = NULL;
-        size_t n = read_record(o->handled, &entries, read_record(o->attempts, &entries, 0));
-        qsort(entries, n, sizeof(*entries), compare);
+        struct entries found = { 0 };
+        read_record(o->attempts, &found);
+        read_record(o->handled, &found);
+        struct entry *entries = found.all;
+        size_t n = found.n;
+        if (n)
+                qsort(entries, n, sizeof(*entries), compare);
         for (size_t i = 0, next; i < n; i = next) {
                 long tried = 0, acknowledged = 0, handled = 0;
                 for (next = i; next < n && strcmp(entries[next].id, entries[i].id) == 0; next++) {

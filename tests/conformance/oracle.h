@@ -30,7 +30,7 @@ void oracle_end(struct oracle *o, pid_t pid);  /* SIGTERM; it must end well */
 void oracle_kill(struct oracle *o, pid_t pid); /* SIGKILL */
 /* Serves the case's own clients until the producer has ended, well. */
 void oracle_wait(struct oracle *o, pid_t producer, double ms);
-/* Waits until the group has nothing left, and ends the agents. */
+/* Waits until the group has nothing left, as long as it gets less within `ms`, and ends the agents. */
 void oracle_settle(struct oracle *o, double ms);
 
 struct oracle_verdict {

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { COLUMNS_MAX = 64 };
+
 static const char *const names[] = { "not run", "ok", "FAILED", "n/a" };
 
 static void indented(const char *text, const char *before) {
@@ -24,10 +26,11 @@ void report_one(const struct outcome *o, unsigned *printed, bool tap) {
                         printf("# n/a %s %s %s (%s)\n", o->c->id, o->backend, o->c->sentence, o->text);
                 return;
         }
-        if (tap) {
-                printf("%s %u - %s %s %s\n", o->verdict == VERDICT_OK ? "ok" : "not ok", ++*printed, o->c->id, o->backend, o->c->sentence);
-                if (o->verdict != VERDICT_OK)
-                        indented(o->text, "#     ");
+        if (tap && o->verdict == VERDICT_OK)
+                printf("ok %u - %s %s %s\n", ++*printed, o->c->id, o->backend, o->c->sentence);
+        else if (tap) { /* the reason on the same line: whatever sums up keeps that */
+                printf("not ok %u - %s %s %s: %s\n", ++*printed, o->c->id, o->backend, o->c->sentence, o->why ? o->why : o->text);
+                indented(o->text, "#     ");
         } else {
                 printf("%-7s %s %s (%.1f s)\n", names[o->verdict], o->c->id, o->backend, o->seconds);
                 if (o->verdict != VERDICT_OK)
@@ -36,38 +39,54 @@ void report_one(const struct outcome *o, unsigned *printed, bool tap) {
         fflush(stdout);
 }
 
-/* One line a case, one column a backend of its family. */
-static void family(const struct report *r, char letter, const char *const *backends, const char *before) {
-        size_t width = 0, first = r->n;
+/* The columns of a family: what its cases are about, in the order in which they come. */
+static size_t columns_of(const struct report *r, char letter, const char **columns, size_t room) {
+        size_t n = 0;
         for (size_t i = 0; i < r->n; i++) {
+                size_t k = 0;
                 if (r->all[i].c->id[0] != letter)
                         continue;
-                first = i < first ? i : first;
-                width = strlen(r->all[i].c->sentence) > width ? strlen(r->all[i].c->sentence) : width;
+                while (k < n && strcmp(columns[k], r->all[i].backend) != 0)
+                        k++;
+                if (k == n && n < room)
+                        columns[n++] = r->all[i].backend;
         }
-        if (first == r->n)
+        return n;
+}
+
+/* One line a case, one column a backend of its family. */
+static void family(const struct report *r, char letter, const char *before) {
+        const char *columns[COLUMNS_MAX];
+        size_t width = 0, n = columns_of(r, letter, columns, COLUMNS_MAX);
+        for (size_t i = 0; i < r->n; i++)
+                if (r->all[i].c->id[0] == letter && strlen(r->all[i].c->sentence) > width)
+                        width = strlen(r->all[i].c->sentence);
+        if (n == 0)
                 return;
-        const char *const whole[] = { r->all[first].backend, NULL }, *const *columns = letter == CONF_WHOLE ? whole : backends;
         printf("%s\n%s%-4s %-*s", before, before, "", (int) width, "");
-        for (size_t k = 0; columns[k]; k++)
-                printf(" %-12.*s", (int) strcspn(columns[k], "/"), columns[k]);
+        for (size_t k = 0; k < n; k++)
+                printf(" %-14.*s", (int) strcspn(columns[k], "/"), columns[k]);
         printf("\n");
         for (size_t i = 0; i < r->n;) {
                 const struct conf_case *c = r->all[i].c;
+                char cells[COLUMNS_MAX][32] = { { 0 } };
+                const char *reason = NULL;
                 if (c->id[0] != letter) {
                         i++;
                         continue;
                 }
-                const char *reason = NULL;
-                printf("%s%-4s %-*s", before, c->id, (int) width, c->sentence);
                 for (; i < r->n && r->all[i].c == c; i++) {
-                        char cell[32];
                         const struct outcome *o = &r->all[i];
-                        snprintf(cell, sizeof(cell), o->verdict == VERDICT_NA ? "n/a" : "%s %.1f s", names[o->verdict], o->seconds);
-                        printf(" %-12s", cell);
+                        size_t k = 0;
+                        while (k + 1 < n && strcmp(columns[k], o->backend) != 0)
+                                k++;
+                        snprintf(cells[k], sizeof(cells[k]), o->verdict == VERDICT_NA ? "n/a" : "%s %.1f s", names[o->verdict], o->seconds);
                         if (o->verdict == VERDICT_NA)
                                 reason = o->text;
                 }
+                printf("%s%-4s %-*s", before, c->id, (int) width, c->sentence);
+                for (size_t k = 0; k < n; k++)
+                        printf(" %-14s", cells[k]);
                 printf("\n");
                 if (reason)
                         printf("%s         n/a: %s\n", before, reason);
@@ -86,9 +105,9 @@ int report_all(const struct report *r) {
         printf("%s\n%sscale: %s\n", before, before,
                 r->full ? "full, every number as the sentence says"
                         : "short, some counts and times are smaller than the sentence says (--scale full has them as it says)");
-        family(r, CONF_BUS, r->buses, before);
-        family(r, CONF_STORAGE, r->storages, before);
-        family(r, CONF_WHOLE, NULL, before);
+        family(r, CONF_BUS, before);
+        family(r, CONF_STORAGE, before);
+        family(r, CONF_WHOLE, before);
         printf("%s\n%s%u ok, %u failed, %u n/a, %u not run; %.0f s\n", before, before, count(r, VERDICT_OK), count(r, VERDICT_FAILED),
                 count(r, VERDICT_NA), count(r, VERDICT_WAITING), r->seconds);
         if (r->tap)
@@ -102,8 +121,8 @@ int report_json(const struct report *r, const char *path) {
         json_t *cases = json_array();
         for (size_t i = 0; i < r->n; i++) {
                 const struct outcome *o = &r->all[i];
-                json_t *j = json_pack("{s:s, s:s, s:s, s:s, s:s, s:f}", "id", o->c->id, "sentence", o->c->sentence, "bus", o->bus,
-                        "storage", o->storage, "outcome", words[o->verdict], "seconds", o->seconds);
+                json_t *j = json_pack("{s:s, s:s, s:s, s:s, s:s, s:f}", "id", o->c->id, "sentence", o->c->sentence, "bus", o->bus->name,
+                        "storage", o->storage->name, "outcome", words[o->verdict], "seconds", o->seconds);
                 if (o->verdict == VERDICT_NA || o->verdict == VERDICT_FAILED)
                         json_object_set_new(
                                 j, o->verdict == VERDICT_NA ? "reason" : "output", json_stringn_nocheck(o->text, strlen(o->text)));

@@ -10,10 +10,12 @@ enum verdict { VERDICT_WAITING, VERDICT_OK, VERDICT_FAILED, VERDICT_NA };
 
 struct outcome { /* one case on one backend */
         const struct conf_case *c;
-        const char *bus, *storage, *backend; /* backend: what the case is about */
+        const struct conf_backend *bus, *storage;
+        const char *backend; /* the name of what the case is about */
         unsigned number;
         enum verdict verdict;
         const char *text; /* what it printed; for n/a the reason */
+        const char *why;  /* it failed: one line */
         double seconds;
         /* the runner's */
         pid_t pid;
@@ -24,7 +26,7 @@ struct outcome { /* one case on one backend */
 struct report {
         const struct outcome *all; /* by case */
         size_t n;
-        const char *const *buses, *const *storages; /* ended by NULL */
+        const struct conf_backend *buses, *storages; /* ended by name == NULL */
         bool full, tap;
         double seconds;
 };

@@ -72,6 +72,9 @@ static void learn_capabilities(void) {
                         capabilities = at(bus, "capabilities");
         }
         MUST(json_is_array(capabilities), "`backends` names no bus that is in use");
+        /* Queues with priorities may be a matter of the bus's URL; its health tells. */
+        if (strstr(dump(rpc(rig_client, "health", NULL)), "\"priority\":true"))
+                json_array_append_new(capabilities, json_string("priority"));
 }
 
 bool rig_has(const char *capability) {
@@ -82,6 +85,28 @@ bool rig_has(const char *capability) {
                         return true;
         }
         return false;
+}
+
+/* The daemon serves before bus and storage are there, when one of them takes long; what a case does at once would be refused. */
+static void wait_for_both(void) {
+        double until = now_ms() + 30000;
+        for (;;) {
+                json_t *health = rpc(rig_client, "health", NULL);
+                if (strcmp(str(at(health, "bus"), "status"), "up") == 0 && strcmp(str(at(health, "storage"), "status"), "up") == 0)
+                        return;
+                MUST(now_ms() < until, "the daemon is not ready: %s", dump(health));
+                poll(NULL, 0, 10);
+        }
+}
+
+void rig_again(void) {
+        om_test_daemon_up(rig_daemon);
+        wait_for_both();
+}
+
+void rig_restart(void) {
+        om_test_daemon_down(rig_daemon);
+        rig_again();
 }
 
 struct om_test_daemon *rig_up(const char *const *settings) {
@@ -96,10 +121,22 @@ struct om_test_daemon *rig_up(const char *const *settings) {
                 env[n++] = *settings;
         rig_daemon = om_test_daemon_start(conf_run.folder, NULL, env);
         rig_client = client_new();
+        wait_for_both();
         learn_capabilities();
         if (conf_run.c->capability && !rig_has(conf_run.c->capability))
                 not_applicable("the bus lacks `%s`", conf_run.c->capability);
         return rig_daemon;
+}
+
+struct om_test_server *rig_own_server(enum conf_family of) {
+        const char *system = of == CONF_BUS ? conf_run.bus->system : conf_run.storage->system;
+        MUST(system, "its server is not ours to stop: --system NAME starts one that is");
+        struct om_test_server *s = om_test_server_start(system, rig_text("%s/server", conf_run.folder));
+        if (of == CONF_BUS)
+                conf_run.bus_url = om_test_server_value(s, "bus_url");
+        else
+                conf_run.storage_url = om_test_server_value(s, "store_url");
+        return s;
 }
 
 void rig_down(void) {
@@ -121,6 +158,46 @@ size_t rig_anonymous_bytes(void) {
         fclose(f);
         MUST(kib > 0, "%s has no RssAnon", path);
         return kib * 1024;
+}
+
+/* `line` is "TEXT|URL". */
+static void wrong_setting(enum conf_family of, const char *line) {
+        const char *bar = strchr(line, '|'), *side = of == CONF_BUS ? "bus" : "storage";
+        char *text = rig_text("%.*s", (int) (bar - line), line), *said = NULL;
+        char *setting = rig_text("%s=%s", of == CONF_BUS ? "EVENT_BUS_URL" : "STORAGE_URL", rig_url(bar + 1));
+        struct om_test_daemon *d = om_test_daemon_start(NULL, NULL, (const char *const[]){ setting, "CALL_TIMEOUT=2s", NULL });
+        omni_client *c = client_to(d);
+        double until = now_ms() + 10000;
+        json_t *none;
+        /* It may be trying still; the reason is there once the server has said it. */
+        do {
+                json_t *health = rpc(c, "health", NULL);
+                MUST(strcmp(str(at(health, side), "status"), "down") == 0, "%s: the %s is %s", setting, side, dump(at(health, side)));
+                said = rig_text("%s", str(at(health, side), "error"));
+        } while (!strcasestr(said, text) && now_ms() < until);
+        MUST(strcasestr(said, text), "%s: \"%s\" is not named: %s", setting, text, said);
+        double start = now_ms();
+        int r = of == CONF_BUS
+                ? rpc_try(c, &none, "task.publish", "{s:{s:s,s:{s:i}}}", "task", "topic", topic("t"), "payload", "content", 1)
+                : rpc_try(c, &none, "config.set", "{s:s,s:i}", "key", "k", "value", 1);
+        MUST(r < 0 && strcasestr(omni_strerror(c), text), "%s: a call is answered with %s", setting, omni_strerror(c));
+        MUST(now_ms() - start < 3000, "%s: a call hung for %.0f ms", setting, now_ms() - start);
+        printf("%s\n", said);
+        client_close(c);
+        om_test_daemon_stop(d);
+}
+
+void wrong_settings(enum conf_family of) {
+        const struct om_test_server *s = of == CONF_BUS ? conf_run.bus->server : conf_run.storage->server;
+        const char *line, *name = of == CONF_BUS ? "wrong_bus" : "wrong_store";
+        size_t n = 0;
+        MUST(s, "what cannot work is known of systems only: --system NAME");
+        while ((line = om_test_server_nth(s, name, n))) {
+                wrong_setting(of, line);
+                n++;
+        }
+        if (n == 0)
+                not_applicable("this kind of server knows no settings that cannot work");
 }
 
 /* -- clients -------------------------------------------------------------------------------------------------------------------- */
@@ -221,9 +298,13 @@ static int call(omni_client *c, json_t **ret, const char *method, const char *fo
 json_t *rpc(omni_client *c, const char *method, const char *format, ...) {
         va_list args;
         json_t *j;
-        va_start(args, format);
-        int r = call(c, &j, method, format, args);
-        va_end(args);
+        int r;
+        double until = now_ms() + 5000;
+        do {
+                va_start(args, format);
+                r = call(c, &j, method, format, args);
+                va_end(args);
+        } while (r == -EAGAIN && now_ms() < until && (usleep(20000), true));
         MUST(r == 0, "%s: %s: %s", method, strerror(-r), omni_strerror(c));
         return j;
 }

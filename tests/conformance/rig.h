@@ -12,6 +12,7 @@
 
 #include "../../client/c/omniclient.h"
 #include "../lib/daemon_proc.h"
+#include "../lib/server.h"
 #include "conformance.h"
 
 /* -- the daemon ----------------------------------------------------------------------------------------------------------- */
@@ -19,11 +20,19 @@
 /* Starts the case's daemon with the case's URLs and these settings ("RESULT_TTL=2s", NULL-terminated; or NULL), and looks whether its bus
  * has what the case needs. */
 struct om_test_daemon *rig_up(const char *const *settings);
+void rig_again(void);   /* starts it where it has ended, and waits until bus and storage are up */
+void rig_restart(void); /* ends it first */
 extern struct om_test_daemon *rig_daemon;
 /* The parameter is added to the bus's URL by the next rig_up() ("retention_ms=60000"). */
 void rig_bus_parameter(const char *parameter);
+/* A server of the case's own, to be stopped and killed: the bus's (or the storage's), whose URL is the case's from now on. Before rig_up().
+ * Fails where the server is somebody else's. It ends with the case. */
+struct om_test_server *rig_own_server(enum conf_family of);
 /* Frees every client, stops the daemon; its exit status must be 0. Done after each case. */
 void rig_down(void);
+/* With each URL that the system says cannot work ("wrong_bus", "wrong_store"): the daemon names what to mend, in its health and to who
+ * asks, or refuses to start and names it. */
+void wrong_settings(enum conf_family of);
 bool rig_has(const char *capability);
 /* For cases that measure the daemon's memory: what a sanitizer keeps of what was freed is not the daemon's. */
 #define RIG_MEASURED "ASAN_OPTIONS=quarantine_size_mb=1:thread_local_quarantine_size_kb=64"
@@ -66,7 +75,8 @@ unsigned any(unsigned below); /* a random number */
 
 /* -- asking ---------------------------------------------------------------------------------------------------------------- */
 
-/* Calls a method; params by json_pack()'s format, NULL for none. Its result. */
+/* Calls a method; params by json_pack()'s format, NULL for none. Its result. What is answered `unavailable` is asked again, for five
+ * seconds: a server that was slow once is not what these cases are about. */
 json_t *rpc(omni_client *c, const char *method, const char *format, ...);
 /* The same; the negative errno, and NULL in *ret, where the daemon refuses. */
 int rpc_try(omni_client *c, json_t **ret, const char *method, const char *format, ...);

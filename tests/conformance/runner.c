@@ -3,11 +3,13 @@
  * Runs the cases, some at a time, each in a process group of its own with a folder, a deadline and its output in a file; then report.c says
  * what became of them.
  *
- *   conformance [--bus URL]… [--storage URL]… [--only B07,S0]… [--scale short|full] [--jobs N] [--json FILE] [--tap] [--keep]
+ *   conformance [--bus URL]… [--storage URL]… [--system NAME[:KIND]]… [--only B07,S0]… [--scale short|full] [--jobs N] [--json FILE]
+ * [--tap]
+ *               [--keep]
  *
  * Cases of the bus run on every bus (with the first storage), cases of the storage on every storage (with the first bus), those of the
- * whole on the first of both. Ends with 0 when nothing failed. The binaries of the daemon are looked for in $OMNI_BIN, build/bin by
- * default.
+ * whole on the first of both, or on every pair where the case says so. Ends with 0 when nothing failed. The binaries of the daemon are
+ * looked for in $OMNI_BIN, build/bin by default.
  */
 #include "report.h"
 
@@ -27,9 +29,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../lib/server.h"
 #include "rig.h"
 
-enum { LISTS_MAX = 16, FULL_SCALE_TIME = 10 };
+enum { LISTS_MAX = 64, FULL_SCALE_TIME = 10 };
 
 struct conf_run conf_run;
 
@@ -37,7 +40,8 @@ static const struct conf_case *const families[] = { conf_bus_basic, conf_bus_ord
         conf_bus_extras, conf_bus_load, conf_storage, conf_storage_fault, conf_whole };
 
 static struct {
-        const char *buses[LISTS_MAX + 1], *storages[LISTS_MAX + 1], *only[LISTS_MAX * 8 + 1], *json;
+        struct conf_backend buses[LISTS_MAX + 1], storages[LISTS_MAX + 1];
+        const char *systems[LISTS_MAX + 1], *only[LISTS_MAX * 8 + 1], *json;
         bool full, tap, keep;
         unsigned jobs;
         char folder[64];
@@ -88,9 +92,15 @@ static void case_process(const struct outcome *o, pid_t runner) {
                 _exit(CONF_FAILED);
         setvbuf(stdout, NULL, _IOLBF, BUFSIZ); /* it forks, and ends by _exit() */
         srandom((unsigned) getpid() ^ (unsigned) time(NULL));
-        conf_run = (struct conf_run){ o->c, o->bus, o->storage, o->folder, "", options.full };
+        conf_run = (struct conf_run){ .c = o->c,
+                .bus = o->bus,
+                .storage = o->storage,
+                .bus_url = o->bus->url,
+                .storage_url = o->storage->url,
+                .folder = o->folder,
+                .full = options.full };
         snprintf(conf_run.tag, sizeof(conf_run.tag), "%s-%lx-%x", o->c->id, (long) time(NULL), (unsigned) getpid());
-        MUST(o->c->run, "nobody has written this case for a bus with a broker yet");
+        MUST(o->c->run, "nobody has written this case yet");
         o->c->run();
         rig_down();
         _exit(CONF_OK);
@@ -138,6 +148,20 @@ static char *read_file(const char *folder, const char *name) {
 static int remove_one(const char *path, const struct stat *s, int type, struct FTW *where) { return remove(path); }
 static void remove_folder(const char *path) { nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT); }
 
+/* The last line that it printed is why it failed, unless it was ended. */
+static const char *why_failed(const struct outcome *o, int status) {
+        const char *end = o->text + strlen(o->text), *line;
+        if (o->killed)
+                return "it did not end in time and was killed";
+        if (WIFSIGNALED(status))
+                return rig_text("ended by signal %d", WTERMSIG(status));
+        while (end > o->text && end[-1] == '\n')
+                end--;
+        for (line = end; line > o->text && line[-1] != '\n';)
+                line--;
+        return rig_text("%.*s", (int) (end - line), line);
+}
+
 static void ended(struct outcome *o, int status) {
         kill(-o->pid, SIGKILL); /* what it started and did not end */
         o->pid = 0;
@@ -153,9 +177,9 @@ static void ended(struct outcome *o, int status) {
                 char *log = read_file(o->folder, "log");
                 size_t n = strlen(log);
                 o->verdict = VERDICT_FAILED;
-                o->text = rig_text("%s%s%s%s", o->text, o->killed ? "it did not end in time and was killed\n" : "",
-                        WIFSIGNALED(status) && !o->killed ? rig_text("ended by signal %d\n", WTERMSIG(status)) : "",
-                        n ? rig_text("the daemon's log ends:\n%s", log + (n > 1500 ? n - 1500 : 0)) : "");
+                o->why = why_failed(o, status);
+                o->text = rig_text(
+                        "%s%s\n%s%s", o->text, o->why, n ? "the daemon's log ends:\n" : "", n ? log + (n > 1500 ? n - 1500 : 0) : "");
         }
         if (!options.keep)
                 remove_folder(o->folder);
@@ -244,11 +268,12 @@ static bool wanted(const char *id) {
         return !options.only[0];
 }
 
-static void add(struct outcome *all, size_t *n, const struct conf_case *c, const char *bus, const char *storage) {
-        const char *backend = c->id[0] == CONF_STORAGE ? storage : bus;
-        const char *why = c->never ? c->never : c->id[0] != CONF_WHOLE && embedded(backend) ? c->embedded : NULL;
+static void add(
+        struct outcome *all, size_t *n, const struct conf_case *c, const struct conf_backend *bus, const struct conf_backend *storage) {
+        const struct conf_backend *backend = c->id[0] == CONF_STORAGE ? storage : bus;
+        const char *why = c->never ? c->never : c->id[0] != CONF_WHOLE && embedded(backend->url) ? c->embedded : NULL;
         all[*n] = (struct outcome){ .c = c, .bus = bus, .storage = storage, .number = (unsigned) *n };
-        all[*n].backend = c->id[0] == CONF_WHOLE ? rig_text("%s %s", bus, storage) : backend;
+        all[*n].backend = c->id[0] == CONF_WHOLE ? rig_text("%s %s", bus->name, storage->name) : backend->name;
         if (why) {
                 all[*n].verdict = VERDICT_NA;
                 all[*n].text = why;
@@ -268,47 +293,85 @@ static size_t choose(struct outcome *all) {
                 for (const struct conf_case *c = families[f]; c->id; c++) {
                         if (!wanted(c->id))
                                 continue;
-                        if (c->id[0] == CONF_BUS)
-                                for (size_t i = 0; options.buses[i]; i++)
-                                        add(all, &n, c, options.buses[i], options.storages[0]);
-                        else if (c->id[0] == CONF_STORAGE)
-                                for (size_t i = 0; options.storages[i]; i++)
-                                        add(all, &n, c, options.buses[0], options.storages[i]);
-                        else
-                                add(all, &n, c, options.buses[0], options.storages[0]);
+                        for (const struct conf_backend *bus = options.buses; bus->name; bus++)
+                                for (const struct conf_backend *storage = options.storages; storage->name; storage++)
+                                        if (c->pairs ||
+                                                ((c->id[0] == CONF_BUS || bus == options.buses) &&
+                                                        (c->id[0] == CONF_STORAGE || storage == options.storages)))
+                                                add(all, &n, c, bus, storage);
                 }
         qsort(all, n, sizeof(*all), by_id);
         return n;
+}
+
+static _Noreturn void too_many(void) {
+        fprintf(stderr, "conformance: more than %d of one option\n", LISTS_MAX);
+        exit(2);
 }
 
 static void append(const char **list, size_t room, const char *what) {
         size_t n = 0;
         while (list[n])
                 n++;
-        if (n == room) {
-                fprintf(stderr, "conformance: more than %zu of one option\n", room);
-                exit(2);
-        }
+        if (n == room)
+                too_many();
         list[n] = what;
+}
+
+static void append_backend(struct conf_backend *list, const char *name, const char *url, const struct om_test_server *server) {
+        size_t n = 0;
+        while (list[n].name)
+                n++;
+        if (n == LISTS_MAX)
+                too_many();
+        list[n] = (struct conf_backend){ name, url, server ? name : NULL, server };
+}
+
+/* One server of each system for all cases but those that stop theirs. */
+static struct om_test_server *servers[LISTS_MAX];
+
+static void start_systems(void) {
+        for (size_t i = 0; options.systems[i]; i++) {
+                char *folder = rig_text("%s/system-%zu", options.folder, i);
+                servers[i] = om_test_server_start(options.systems[i], folder);
+                free(folder);
+                const char *bus = om_test_server_value(servers[i], "bus_url"), *store = om_test_server_value(servers[i], "store_url");
+                if (bus)
+                        append_backend(options.buses, options.systems[i], bus, servers[i]);
+                if (store)
+                        append_backend(options.storages, options.systems[i], store, servers[i]);
+        }
+        if (!options.buses[0].name)
+                append_backend(options.buses, "local:", "local:", NULL);
+        if (!options.storages[0].name)
+                append_backend(options.storages, "json:", "json:", NULL);
+}
+
+static void stop_systems(void) {
+        for (size_t i = 0; options.systems[i]; i++)
+                om_test_server_stop(servers[i]);
 }
 
 static _Noreturn void usage(void) {
         fprintf(stderr,
-                "usage: conformance [--bus URL]... [--storage URL]... [--only B07,S0]... [--scale short|full] [--jobs N] [--json FILE]"
+                "usage: conformance [--bus URL]... [--storage URL]... [--system NAME[:KIND]]... [--only B07,S0]... [--scale short|full] "
+                "[--jobs N] [--json FILE]"
                 " [--tap] [--keep]\n");
         exit(2);
 }
 
 static void arguments(int argc, char **argv) {
-        static const struct option known[] = { { "bus", 1, NULL, 'b' }, { "storage", 1, NULL, 's' }, { "only", 1, NULL, 'o' },
-                { "json", 1, NULL, 'j' }, { "scale", 1, NULL, 'c' }, { "jobs", 1, NULL, 'n' }, { "tap", 0, NULL, 't' },
-                { "keep", 0, NULL, 'k' }, { NULL, 0, NULL, 0 } };
+        static const struct option known[] = { { "bus", 1, NULL, 'b' }, { "storage", 1, NULL, 's' }, { "system", 1, NULL, 'S' },
+                { "only", 1, NULL, 'o' }, { "json", 1, NULL, 'j' }, { "scale", 1, NULL, 'c' }, { "jobs", 1, NULL, 'n' },
+                { "tap", 0, NULL, 't' }, { "keep", 0, NULL, 'k' }, { NULL, 0, NULL, 0 } };
         int o;
         while ((o = getopt_long(argc, argv, "", known, NULL)) != -1) {
                 if (o == 'b')
-                        append(options.buses, LISTS_MAX, optarg);
+                        append_backend(options.buses, optarg, optarg, NULL);
                 else if (o == 's')
-                        append(options.storages, LISTS_MAX, optarg);
+                        append_backend(options.storages, optarg, optarg, NULL);
+                else if (o == 'S')
+                        append(options.systems, LISTS_MAX, optarg);
                 else if (o == 'o')
                         for (char *word = strtok(optarg, ", "); word; word = strtok(NULL, ", "))
                                 append(options.only, LISTS_MAX * 8, word);
@@ -327,10 +390,6 @@ static void arguments(int argc, char **argv) {
         }
         if (optind < argc)
                 usage();
-        if (!options.buses[0])
-                append(options.buses, LISTS_MAX, "local:");
-        if (!options.storages[0])
-                append(options.storages, LISTS_MAX, "json:");
 }
 
 int main(int argc, char **argv) {
@@ -346,6 +405,7 @@ int main(int argc, char **argv) {
                 perror(options.folder);
                 return 2;
         }
+        start_systems();
         size_t n = choose(all);
         if (n == 0) {
                 fprintf(stderr, "conformance: --only names no case\n");
@@ -354,6 +414,7 @@ int main(int argc, char **argv) {
         }
         double started = now_s();
         run_all(all, n);
+        stop_systems();
         if (options.keep)
                 fprintf(stderr, "conformance: kept in %s\n", options.folder);
         else

@@ -148,7 +148,14 @@ static struct race {
         char id[OMNI_ID_SIZE];
 } race;
 
+static omni_publish_options race_task;
+
+/* A bus without keys of its own may not know the winner's outcome yet, and says so. */
 static void raced(omni_client *c, int status, const char *id, const char *error, void *user) {
+        if (status == -EAGAIN) {
+                MUST_BE(omni_publish_async(c, &race_task, raced, NULL), 0);
+                return;
+        }
         MUST(status >= 0, "publish: %s", error);
         race.answers++;
         race.first += status == 0;
@@ -164,6 +171,7 @@ void publish_race(const char *topic, const char *key, int racers) {
         task.content = "1";
         task.idempotency_key = key;
         race = (struct race){ 0 };
+        race_task = task;
         for (int i = 0; i < racers; i++)
                 MUST_BE(omni_publish_async(client_new(), &task, raced, NULL), 0);
         MUST(UNTIL(race.answers == racers, 20000), "%ld of %d racers are answered", race.answers, racers);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steers inject.c, the preloaded library that makes a daemon's system calls and allocations fail."""
+"""Steers inject.h, which makes a daemon's system calls and allocations fail."""
 import contextlib
 import mmap
 import os
@@ -8,10 +8,12 @@ import struct
 from fault import BIN, Daemon
 
 LIBRARY = os.path.realpath(os.path.join(BIN, "../tests/fault/inject.so"))
+SANITIZED_PROGRAM = os.path.realpath(os.path.join(BIN, "../tests/fault/omnidaemond"))  # there where allocations cannot be reached by the library
 KINDS = ("fsync", "write", "open", "accept", "read", "truncate", "rename", "send", "receive", "wait", "lock", "map", "allocate")
 SCOPES = ("any", "state", "sockets", "elsewhere")
 FORM = "=IIIiqqqqq256s"
 FOREVER = -1
+DIE = -9  # for an error: the process dies there
 
 
 class FaultyDaemon(Daemon):
@@ -29,6 +31,8 @@ class FaultyDaemon(Daemon):
         self.faulty = {"LD_PRELOAD": " ".join(filter(None, (os.environ.get("LD_PRELOAD"), LIBRARY))), "OM_INJECT": name}
         # A sanitizer's own library wants to be the first one; this one only stands before the C library.
         self.faulty["ASAN_OPTIONS"] = ":".join(filter(None, (os.environ.get("ASAN_OPTIONS"), "verify_asan_link_order=0")))
+        if os.path.exists(SANITIZED_PROGRAM):
+            self.program = SANITIZED_PROGRAM
         if start:
             self.start()
 

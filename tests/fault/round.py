@@ -12,6 +12,7 @@ from fault import OmniError, note
 from inject import FaultyDaemon
 
 CALL_S = 8  # longer than that, and a request counts as never answered
+OTHERS = 20  # results of earlier rounds that are looked at again after each fault; at the end all of them are
 RECOVERY_S = 25  # the bus opens its folder again after 10 s at most
 KINDS = {"invalid", "not_found", "exists", "denied", "unsupported", "unavailable", "timeout", "limit", "conflict", "internal"}
 HONEST = KINDS - {"invalid", "exists", "denied", "unsupported"}  # what a fault of the machine may be called
@@ -109,7 +110,7 @@ def settle(daemon, books, what):
                 books.serve(client)
                 books.publish(client, 1)
                 books.set(client, "key", len(books.attempted))
-            books.check(daemon)
+            books.check(daemon, others=OTHERS)
             break
         except (OmniError, OSError) as e:
             if time.monotonic() > deadline:
@@ -119,7 +120,7 @@ def settle(daemon, books, what):
         ended_well(daemon, what)
         daemon.log.close()
         daemon.start()
-        books.check(daemon)
+        books.check(daemon, others=OTHERS)
 
 
 def reopen(daemon, books):
@@ -131,7 +132,8 @@ def reopen(daemon, books):
 
 class Tally:
     def __init__(self):
-        self.points = self.ended = 0
+        self.points = self.ended = self.last = 0
+        self.seen = 0  # calls of the last round that could have failed
         self.errors = {}
 
     def add(self, errors, ended):
@@ -139,6 +141,13 @@ class Tally:
         self.ended += ended
         for e in errors:
             self.errors[e] = self.errors.get(e, 0) + 1
+
+    def merge(self, other):
+        self.points += other.points
+        self.ended += other.ended
+        self.last = max(self.last, other.last)
+        for e, n in other.errors.items():
+            self.errors[e] = self.errors.get(e, 0) + n
 
     def say(self, what):
         note(f"{what}: {self.points} faults, daemon ended {self.ended} times, answers: {dict(sorted(self.errors.items()))}")
@@ -152,7 +161,7 @@ def during_work(daemon, books, tally, what, arm):
         play(daemon, books, errors)
     except Unanswered as e:
         raise AssertionError(f"{what}: {e}\n{daemon.log_text()[-3000:]}") from e
-    _, failed = daemon.disarm()
+    tally.seen, failed = daemon.disarm()
     ended = not daemon.alive()
     settle(daemon, books, what)
     if failed:
@@ -172,7 +181,7 @@ def during_start(daemon, books, tally, what, arm):
         play(daemon, books, errors)
     except Unanswered as e:
         raise AssertionError(f"{what}: {e}\n{daemon.log_text()[-3000:]}") from e
-    _, failed = daemon.disarm()
+    tally.seen, failed = daemon.disarm()
     ended = not daemon.alive()
     settle(daemon, books, what)
     if failed:
@@ -180,4 +189,4 @@ def during_start(daemon, books, tally, what, arm):
     return failed > 0
 
 
-__all__ = ["FaultyDaemon", "Tally", "during_work", "during_start", "reopen"]
+__all__ = ["FaultyDaemon", "Tally", "during_work", "during_start", "play", "reopen"]

@@ -2,178 +2,233 @@
 # SPDX-License-Identifier: Apache-2.0
 """Crowds of clients that misbehave: the daemon's memory stays bounded, a healthy client hardly notices, and who must be ended is ended with a reason.
 
-Long: 10,000 connections that never read, 1,000 that send one byte a second. Each crowd is a process of its own (this file with --crowd), so that it
-takes no time from the client that measures.
+Long: 10,000 connections that never read, 1,000 that send one byte a second. The crowds are tests/lib/bin/crowd.c, at the lowest priority, so that
+they take little time from the client that measures.
 """
 import contextlib
-import resource
-import select
-import socket
-import struct
+import os
 import subprocess
 import sys
+import threading
 import time
 
-from fault import LONG, SANITIZED, Daemon, OmniError, amount, case, main, note, wait_for
+from fault import LONG, SANITIZED, TOOLS, Daemon, OmniError, amount, case, main, note, wait_for
 
 SILENT = amount("SILENT", 100 if SANITIZED else 300, 10000)
 SLOW = amount("SLOW", 100, 1000)
-SAMPLES = amount("SAMPLES", 300, 3000)
-GREEDY = amount("GREEDY", 20, 500)
-OUTPUT_BYTES = 64 << 10  # what waits for a client that does not read before it is not read either; the least that the setting allows
-IN_FLIGHT = 1024  # requests of one connection that are answered all the same: limits.in_flight
-# Besides: the event, the session, what came in; and buffers double.
-PING_BYTES, HEALTH_BYTES = (2 * (OUTPUT_BYTES + IN_FLIGHT * reply) + (64 << 10) for reply in (64, 1200))
-
-
-def frame(text):
-    return struct.pack(">I", len(text)) + text
-
-
-# -- the crowds ----------------------------------------------------------------------------------------------------------------
-
-
-def connected(path, n):
-    crowd = []
-    while len(crowd) < n:
-        s = socket.socket(socket.AF_UNIX)
-        try:
-            s.connect(path)  # waits while the queue of the listening socket is full
-        except BlockingIOError:
-            time.sleep(0.01)
-            continue
-        s.setblocking(False)
-        crowd.append(s)
-    return crowd
-
-
-def over():
-    return bool(select.select([sys.stdin], [], [], 0)[0])
-
-
-def silent(path, n, method="ping"):
-    """Each asks for as much as its socket takes, again and again, and reads nothing."""
-    request = frame(b'{"jsonrpc":"2.0","id":1,"method":"%s"}' % method.encode()) * 50
-    crowd, left = connected(path, n), {}
-    started = False
-    while not over():
-        for s in crowd:
-            try:
-                while True:
-                    data = left.get(s) or request
-                    left[s] = data[s.send(data) :]
-            except OSError:
-                pass  # its socket is full, or the daemon has ended it
-            if started:
-                time.sleep(0.0005)
-        if not started:
-            started = True
-            print("ready", flush=True)
-
-
-def greedy(path, n):
-    """The same, and the answers are long."""
-    silent(path, n, "health")
-
-
-def slow(path, n):
-    """A byte a second each, of a frame that is right."""
-    request = frame(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')
-    crowd, at = connected(path, n), 0
-    print("ready", flush=True)
-    while not over():
-        for s in crowd:
-            with contextlib.suppress(OSError):
-                s.send(request[at : at + 1])
-            time.sleep(1 / n)
-        at = (at + 1) % len(request)
+SAMPLES = amount("SAMPLES", 200, 3000)
+IDLE = amount("IDLE", 500, 10000)
+# The short form has small crowds, and so a small total, for which the largest frame must be small too.
+TOTAL_BYTES = (256 if LONG else 8) << 20
+LIMITS = ["--session-total-bytes", str(TOTAL_BYTES), *([] if LONG else ["--max-frame-bytes", "1M"])]
+# What is freed but still the process's, the sessions themselves, and what bus and storage need for the healthy client.
+BESIDES = (TOTAL_BYTES >> 2) + (16 << 20)
 
 
 class Crowd:
     def __init__(self, kind, daemon, n):
-        self.process = subprocess.Popen([sys.executable, __file__, "--crowd", kind, daemon.socket, str(n)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.n = n
+        self.process = subprocess.Popen(
+            [os.path.join(TOOLS, "crowd"), daemon.socket, kind, str(n)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def wait(self):
+        """Until each has done its worst."""
+        assert self.process.stdout.readline() == "ready\n", "the crowd has dispersed"
+
+    def leave(self):
+        """How many the daemon had ended."""
+        self.process.stdin.close()
+        ended = int(self.process.stdout.read().split()[-2])
+        self.process.wait(60)
+        self.process.stdout.close()
+        return ended
 
     def __enter__(self):
-        while (line := self.process.stdout.readline()) != b"ready\n":
-            assert line, "the crowd has dispersed"
         return self
 
     def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(60)
         self.process.stdin.close()
-        self.process.wait(60)
         self.process.stdout.close()
 
 
 # -- who measures --------------------------------------------------------------------------------------------------------------
 
 
-def p99_ms(client):
-    """Of a durable publish and a ping."""
+def latencies(client):
+    """p50 and p99 in ms of a durable publish, a ping and a look into the storage."""
     took = []
     for n in range(SAMPLES):
         start = time.perf_counter()
-        if n % 2:
+        if n % 3 == 0:
             client.call("ping")
+        elif n % 3 == 1:
+            client.call("config.list")
         else:
             client.publish("healthy", n)
         took.append(time.perf_counter() - start)
         time.sleep(0.0005)
-    return sorted(took)[len(took) * 99 // 100] * 1e3
+    took.sort()
+    return took[len(took) // 2] * 1e3, took[len(took) * 99 // 100] * 1e3
 
 
-def measured(daemon, what, crowd_of, bytes_each, n):
-    """A healthy client beside a crowd. The better of three windows each: other programs of the machine are not the daemon's doing."""
-    with contextlib.closing(daemon.connect()) as healthy:
-        before = min(p99_ms(healthy) for _ in range(3))
-        rss = daemon.rss_bytes()
-        with crowd_of():
-            during = min(p99_ms(healthy) for _ in range(3))
-            grown = daemon.rss_bytes() - rss
-        note(f"{n} {what}: p99 of a healthy client {before:.2f} ms before, {during:.2f} ms during; {grown >> 10} KiB more memory ({grown // n} bytes each)")
+def best(client):
+    """Of three: other programs of the machine are not the daemon's doing."""
+    return min((latencies(client) for _ in range(3)), key=lambda l: l[1])
+
+
+def text(l):
+    return f"p50 {l[0]:.2f} p99 {l[1]:.2f} ms"
+
+
+class Peak:
+    """The most memory that the daemon itself has had, files that it maps left out."""
+
+    def __init__(self, daemon):
+        self.path = f"/proc/{daemon.process.pid}/status"
+        self.first = self.most = self.now()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+
+    def now(self):
+        with open(self.path, encoding="ascii") as f:
+            return next(int(line.split()[1]) << 10 for line in f if line.startswith("RssAnon:"))
+
+    def watch(self):
+        while not self.over.wait(0.02):
+            self.most = max(self.most, self.now())
+
+    def grown(self):
+        return max(self.most, self.now()) - self.first
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+
+def reasons(daemon):
+    """The ends that the log tells of, by reason: reason -> number."""
+    found = {}
+    for line in daemon.log_text().splitlines():
+        for reason in ("does not read", "SESSION_TOTAL_BYTES", "SLOW_CLIENT", "frame_bytes"):
+            if reason in line:
+                found[reason] = found.get(reason, 0) + 1
+    return found
+
+
+def measured(daemon, what, crowds, bound):
+    """A healthy client beside crowds (kind, number): its latencies and the daemon's memory."""
+    n = sum(number for _, number in crowds)
+    with contextlib.closing(daemon.connect(120)) as healthy, contextlib.ExitStack() as stack:
+        before = best(healthy)
+        peak = stack.enter_context(Peak(daemon))
+        here = [stack.enter_context(Crowd(kind, daemon, number)) for kind, number in crowds]
+        coming = latencies(healthy)
+        for crowd in here:
+            crowd.wait()
+        during = best(healthy)
+        grown = peak.grown()
+        note(f"{n} {what}: a healthy client's {text(before)} before, {text(coming)} while they come, {text(during)} when they are there")
+        note(f"    {grown >> 10} KiB more memory at most, {grown // n} bytes each; ended so far: {reasons(daemon)}")
         # A sanitizer's allocator keeps what was given back.
-        assert SANITIZED or grown < n * bytes_each + (8 << 20), f"{grown} bytes for {n} connections"
+        assert SANITIZED or grown < bound, f"{grown} bytes for {n} connections, more than {bound}"
         # Only the long form runs alone on the machine.
-        assert during <= (2 * before if LONG else 2 * before + 50), f"p99 {before:.2f} ms before, {during:.2f} ms during"
+        assert during[1] <= (2 * before[1] if LONG else 2 * before[1] + 50), f"p99 {before[1]:.2f} ms before, {during[1]:.2f} ms during"
+        yield here, healthy
+
+
+def ended_with(daemon, reason, n, within):
+    """Each has its line, and a healthy client has its answers meanwhile."""
+    longest, deadline = 0, time.monotonic() + within
+    with contextlib.closing(daemon.connect(120)) as client:
+        while (found := reasons(daemon).get(reason, 0)) < n:
+            assert time.monotonic() < deadline, f"{found} of {n} have been ended with a reason"
+            start = time.monotonic()
+            client.call("ping")
+            client.call("health")
+            longest = max(longest, time.monotonic() - start)
+            time.sleep(0.05)
+    note(f"    while {n} are ended, an answer takes {longest:.3f} s at most; the log says: " + line_with(daemon, reason))
+    return longest
+
+
+def connections(daemon):
+    with contextlib.closing(daemon.connect()) as client:
+        return client.call("health")["connections"]
+
+
+def line_with(daemon, reason):
+    return [line for line in daemon.log_text().splitlines() if reason in line][-1][25:]
+
+
+@case
+def many_that_are_idle_cost_next_to_nothing():
+    with Daemon() as daemon:
+        for (crowd,), _ in measured(daemon, "idle connections", [("idle", IDLE)], IDLE * 2048 + (2 << 20)):
+            assert crowd.leave() == 0, "idle connections were ended"
+        daemon.stop()
 
 
 @case
 def many_that_never_read_cost_bounded_memory_and_are_ended():
-    with Daemon("--session-output-bytes", str(OUTPUT_BYTES), "--stalled-client", "15s" if LONG else "2s") as daemon:
-        measured(daemon, "connections that never read", lambda: Crowd("silent", daemon, SILENT), PING_BYTES, SILENT)
-        longest = 0
-        with contextlib.closing(daemon.connect(120)) as admin, Crowd("silent", daemon, SILENT):
-            deadline = time.monotonic() + 60 + SILENT // 50
-            while True:
-                start = time.monotonic()
-                left = admin.call("health")["connections"]
-                longest = max(longest, time.monotonic() - start)
-                if left < 10:
-                    break
-                assert start < deadline, f"{left} of those that never read are still there"
-                time.sleep(0.05)
-            # The last few of them may still be on their way out.
-            def closed():
-                return [line for line in daemon.log_text().splitlines() if "closed:" in line]
-
-            wait_for(lambda: len(closed()) >= SILENT, 60, "a line in the log for each that was ended")
-        note(f"while all {SILENT} come, fill their sockets and are ended, an answer takes {longest:.2f} s at most")
-        note(f"the log says of each: {closed()[-1][25:]}")
-        with contextlib.closing(daemon.connect()) as client:
-            client.call("ping")
+    with Daemon(*LIMITS, "--stalled-client", "40s" if LONG else "3s") as daemon:
+        for _ in measured(daemon, "connections that never read", [("silent", SILENT)], TOTAL_BYTES + BESIDES):
+            ended_with(daemon, "does not read", SILENT * 9 // 10, 120)
         daemon.stop()
 
 
 @case
-def some_that_ask_for_much_and_never_read_cost_bounded_memory():
-    with Daemon("--session-output-bytes", str(OUTPUT_BYTES), "--stalled-client", "60s") as daemon:
-        measured(daemon, "connections that ask for much and never read", lambda: Crowd("greedy", daemon, GREEDY), HEALTH_BYTES, GREEDY)
+def many_that_ask_for_much_and_never_read_cost_bounded_memory():
+    with Daemon(*LIMITS, "--stalled-client", "60s") as daemon:
+        for _ in measured(daemon, "connections that ask for much and never read", [("greedy", SILENT)], TOTAL_BYTES + BESIDES):
+            pass
         daemon.stop()
 
 
 @case
-def many_that_send_a_byte_a_second_cost_little():
-    with Daemon() as daemon:
-        measured(daemon, "connections that send a byte a second", lambda: Crowd("slow", daemon, SLOW), 4096, SLOW)
+def many_that_begin_large_frames_cost_bounded_memory_and_those_with_most_are_ended():
+    with Daemon(*LIMITS) as daemon:
+        # Twice the total in all.
+        half = f"half={min(2 * TOTAL_BYTES // SILENT, 200 << 10)}"
+        for _ in measured(daemon, "connections that send the beginning of a frame", [(half, SILENT)], TOTAL_BYTES + BESIDES):
+            ended_with(daemon, "SESSION_TOTAL_BYTES", 1, 60)
+        daemon.stop()
+
+
+@case
+def many_that_send_a_byte_a_second_cost_little_and_are_ended():
+    with Daemon("--slow-client", "30s" if LONG else "5s") as daemon:
+        for (crowd,), _ in measured(daemon, "connections that send a byte a second", [("slow", SLOW)], SLOW * 4096 + (8 << 20)):
+            ended_with(daemon, "SLOW_CLIENT", SLOW, 90)
+            wait_for(lambda: connections(daemon) < SLOW // 10, 20, "the end of the slow ones")
+            crowd.leave()
+        daemon.stop()
+
+
+@case
+def all_of_them_at_once_are_ended_with_reasons_and_a_healthy_client_hardly_notices():
+    flags = ["--stalled-client", "60s", "--slow-client", "30s"] if LONG else ["--stalled-client", "6s", "--slow-client", "5s"]
+    crowds = [("silent", SILENT), ("slow", SLOW)]
+    with Daemon(*LIMITS, *flags) as daemon, contextlib.closing(daemon.connect()) as worker, contextlib.closing(daemon.connect()) as claimer:
+        worker.register("work", "w", prefetch=1000)
+        for _, healthy in measured(daemon, "that never read or send a byte a second", crowds, TOTAL_BYTES + BESIDES):
+            claimer.send_raw(b"\xff\xff\xff\xff" + b"x" * 1000)
+            filling = "x" * 65536
+            for n in range(200):
+                healthy.publish("work", [n, filling])
+            ended_with(daemon, "frame_bytes", 1, 10)
+            ended_with(daemon, "SLOW_CLIENT", SLOW, 90)
+            ended_with(daemon, "does not read", SILENT * 9 // 10, 180)
+            me = f"(pid {os.getpid()},"  # whose worker stopped reading
+            wait_for(lambda: [l for l in daemon.log_text().splitlines() if me in l and "does not read" in l], 120, "the end of the worker")
+            note(f"    latencies after that: {text(latencies(healthy))}; ended: {reasons(daemon)}")
         daemon.stop()
 
 
@@ -237,10 +292,4 @@ def more_than_the_most_connections_are_told_and_the_others_served():
         daemon.stop()
 
 
-if len(sys.argv) > 1 and sys.argv[1] == "--crowd":
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (20000, max(hard, 20000)))
-    {"silent": silent, "greedy": greedy, "slow": slow}[sys.argv[2]](sys.argv[3], int(sys.argv[4]))
-    sys.exit()
-sys.exit(main())
+main()

@@ -39,9 +39,18 @@ def hold_tasks(daemon, count):
     client.close()
 
 
+def processor_s(pid):
+    """Of all its threads until now: what a start takes whatever else the machine does."""
+    total = 0
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as f:
+            total += int(f.read().split()[0])
+    return total / 1e9
+
+
 def kill_often(daemon, done):
-    """Kills and starts. Returns how long each start took until a ping was answered."""
-    starts = []
+    """Kills and starts. Returns how long each start took until a ping was answered, and how much processor time."""
+    starts, work = [], []
     for _ in range(KILLS):
         time.sleep(rng.uniform(0, 2 * LIFE_S))
         daemon.kill(signal.SIGKILL)
@@ -53,8 +62,9 @@ def kill_often(daemon, done):
         start = time.monotonic()
         daemon.start()
         starts.append(time.monotonic() - start)
+        work.append(processor_s(daemon.process.pid))
         done["kills"] += 1
-    return sorted(starts)
+    return sorted(starts), sorted(work)
 
 
 def check_group(name, published, attempted, handled, kills):
@@ -83,7 +93,7 @@ def kill_9_at_random_moments_loses_nothing_acknowledged():
             rate = PUBLISHES / (KILLS * (LIFE_S + 2 * STARTUP_S))
             producer = tool("recording_producer", "work", str(PUBLISHES), "published", f"{rate:.1f}")
             begun = time.monotonic()
-            starts = kill_often(d, done)
+            starts, work = kill_often(d, done)
             streaming = producer.poll() is None
             assert producer.wait(300) == 0, "the producer failed"
             admin = d.connect()
@@ -104,7 +114,8 @@ def kill_9_at_random_moments_loses_nothing_acknowledged():
             again[g] = check_group(g, published, attempted, handled, done["kills"] + done["early"])
         note(f"{done['kills']} kills and {done['early']} during a start, over {PUBLISHES} publishes in {took:.0f} s; all handled by both groups; "
              f"delivered again: {again}; the stream {'outlasted' if streaming else 'ended before'} the last kill")
-        note(f"ready again with {HELD} tasks held: median {starts[len(starts) // 2] * 1e3:.0f} ms, most {starts[-1] * 1e3:.0f} ms")
+        note(f"ready again with {HELD} tasks held: median {starts[len(starts) // 2] * 1e3:.0f} ms, most {starts[-1] * 1e3:.0f} ms; "
+             f"processor time: median {work[len(work) // 2] * 1e3:.0f} ms, most {work[-1] * 1e3:.0f} ms; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
         assert starts[-1] <= READY_S, f"a start took {starts[-1]:.2f} s with {HELD} tasks held"
         assert admin.call("bus.stats", topic="held")["topics"][0]["depth"] == HELD
         for g in GROUPS:

@@ -4,17 +4,21 @@
  * that it took is called exactly once.
  *
  * The system calls are the seam: this file has its own connect(2), which makes a socket pair and keeps the daemon's end; its own
- * epoll_wait(2), in which the daemon takes its next step, and in which time passes when nothing else does; and its own clock. So a blocking
- * call runs against the script in one thread, a timeout of 30 s costs nothing, and the same input always does the same.
+ * epoll_wait(2) and poll(2), in which the daemon takes its next step, and in which time passes when nothing else does; and its own clock.
+ * So a blocking call runs against the script in one thread, a timeout of 30 s costs nothing, and the same input always does the same.
  *
  * The input is pieces (pieces.h). Small letters are steps of the daemon:
  *   m answers hello as a daemon does · f a frame · r raw bytes · a answers the oldest request with this result, e with this error object ·
- *   c closes · n is not there for one attempt to connect · w waits a turn
- * Capital letters are the program that uses the library; see act(). Without pieces all of it is one frame, sent to a client with an agent.
+ *   c closes · q reads nothing from now on, until the client comes again · w waits a turn
+ *   n lets one attempt to connect fail: as if nobody was there, or, by its first byte, with no right to (a), no room for it (b), no
+ *     descriptor left (s), or none to watch (w)
+ * Capital letters are the program that uses the library; see act(). One that stands first may be V, the client's options; see start().
+ * Without pieces all of it is one frame, sent to a client with an agent.
  */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -47,7 +51,8 @@ static long callbacks_due; /* promised and not called yet */
 /* -- the daemon ----------------------------------------------------------------------------------------------------------- */
 
 static int daemon_fd = -1;
-static bool refuse;
+static char refuse; /* the next attempt, and how */
+static bool deaf;   /* what the client sends stays in the socket */
 static struct om_buf heard;
 static uint64_t ids[IDS_MAX]; /* of requests not answered yet */
 static unsigned n_ids;
@@ -96,7 +101,7 @@ static void daemon_hear(void) {
         size_t at = 0;
         ssize_t n;
 
-        while (daemon_fd >= 0 && (n = recv(daemon_fd, om_buf_reserve(&heard, 1 << 16), 1 << 16, MSG_DONTWAIT)) > 0)
+        while (daemon_fd >= 0 && !deaf && (n = recv(daemon_fd, om_buf_reserve(&heard, 1 << 16), 1 << 16, MSG_DONTWAIT)) > 0)
                 heard.len += (size_t) n;
         while (at < heard.len && om_frame_peek(heard.data + at, heard.len - at, SIZE_MAX / 2, &body, &e) == 1) {
                 MUST(om_rpc_parse(body, &rpc, &e) == 0 && (rpc.type == OM_RPC_REQUEST || rpc.type == OM_RPC_NOTIFICATION));
@@ -123,8 +128,10 @@ static void daemon_say(uint8_t letter, struct om_span text) {
                 daemon_answer("error", text);
         else if (letter == 'c')
                 daemon_close();
+        else if (letter == 'q')
+                deaf = true;
         else if (letter == 'n')
-                refuse = true;
+                refuse = text.len && text.p[0] ? text.p[0] : 'n';
 }
 
 static void daemon_step(void) {
@@ -142,20 +149,49 @@ static void daemon_step(void) {
 
 /* -- the system, as the client sees it -------------------------------------------------------------------------------------- */
 
+/* Whether the attempt fails in this way. */
+static bool refused(char way) {
+        if (!virtual || refuse != way)
+                return false;
+        refuse = 0;
+        return true;
+}
+
+int socket(int domain, int type, int protocol) {
+        if (refused('s')) {
+                errno = EMFILE;
+                return -1;
+        }
+        return (int) syscall(SYS_socket, domain, type, protocol);
+}
+
+int epoll_ctl(int fd, int op, int of, struct epoll_event *event) {
+        if (op == EPOLL_CTL_ADD && refused('w')) {
+                errno = ENOSPC;
+                return -1;
+        }
+        return (int) syscall(SYS_epoll_ctl, fd, op, of, event);
+}
+
+/* Where the library looks for a socket there is one. */
+int access(const char *path, int mode) { return virtual ? 0 : (int) syscall(SYS_access, path, mode); }
+
 int connect(int fd, __CONST_SOCKADDR_ARG address, socklen_t len) {
-        int pair[2];
+        int pair[2], small = 1; /* the least that the system has */
 
         if (!virtual)
                 return (int) syscall(SYS_connect, fd, address, len);
         daemon_close();
-        if (refuse) {
-                refuse = false;
-                errno = ECONNREFUSED;
+        deaf = false;
+        if (refuse && refuse != 'w') {
+                errno = refuse == 'a' ? EACCES : refuse == 'b' ? EAGAIN : ECONNREFUSED;
+                refuse = 0;
                 return -1;
         }
         MUST(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) == 0);
         MUST(dup3(pair[0], fd, O_CLOEXEC) == fd);
         close(pair[0]);
+        MUST(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof small) == 0);
         daemon_fd = pair[1];
         return 0;
 }
@@ -186,6 +222,19 @@ int epoll_wait(int fd, struct epoll_event *events, int n, int timeout) {
         if (++idle % (timeout < 0 ? 4 : 300) == 0)
                 omni_stop(client);
         return 0;
+}
+
+int poll(struct pollfd *fds, nfds_t n, int timeout) {
+        int r;
+
+        if (!virtual)
+                return (int) syscall(SYS_poll, fds, n, timeout);
+        MUST(++waits < WAITS_MAX);
+        daemon_step();
+        r = (int) syscall(SYS_poll, fds, n, 0);
+        if (r == 0)
+                clock_ms += timeout;
+        return r;
 }
 
 /* -- the program ----------------------------------------------------------------------------------------------------------------- */
@@ -294,11 +343,47 @@ static const char *first_line(struct om_arena *a, struct om_span text, const cha
         return om_arena_copy(a, (struct om_span){ text.p, n }).p;
 }
 
+enum { WIDE = 70000 }; /* bytes: more than an error's text may have, less than a batch */
+
+/* A JSON string of WIDE bytes or a little more: the text again and again, without what a string may not have in it. */
+static char *wide(struct om_span text) {
+        struct om_buf b = OM_BUF_INIT;
+
+        om_buf_putc(&b, '"');
+        do
+                om_buf_json_span(&b, text.len ? text : OM_SPAN("x"));
+        while (b.len < WIDE && om_buf_ok(&b));
+        MUST(om_buf_ok(&b));
+        for (size_t i = 1; i < b.len; i++) /* of each piece's own quotes */
+                b.data[i] = b.data[i] == '"' || b.data[i] == '\\' ? ' ' : b.data[i];
+        om_buf_put(&b, "\"", 2);
+        return b.data;
+}
+
+/* What a program must not do. */
+static void publish_wrongly(uint8_t letter) {
+        omni_publish_options small = { .size = offsetof(omni_publish_options, content) };
+        omni_publish_result results[1];
+        char id[OMNI_ID_SIZE];
+
+        if (letter == 'P') {
+                small.topic = "t";
+                MUST(omni_publish_async(client, &small, on_published, NULL) < 0);
+                return;
+        }
+        MUST(omni_publish(client, NULL, id) == -EINVAL);
+        MUST(omni_publish_many(client, NULL, 1, results) == -EINVAL && omni_publish_many(client, NULL, 0, results) == 0);
+}
+
 static void publish(uint8_t letter, struct om_span text, const char *line, const char *rest) {
         omni_publish_options o = OMNI_PUBLISH_OPTIONS_INIT, many[3];
         omni_publish_result results[3];
         char id[OMNI_ID_SIZE];
 
+        if (text.len == 0) {
+                publish_wrongly(letter);
+                return;
+        }
         o.topic = rest ? line : "t";
         o.content = rest ? rest : line;
         if (text.len % 2)
@@ -308,7 +393,7 @@ static void publish(uint8_t letter, struct om_span text, const char *line, const
                 o.webhook = o.headers = line;
                 o.ttl_ms = o.delay_ms = (int64_t) text.len;
         }
-        if (letter == 'P') {
+        if (letter == 'P' || letter == 'W') {
                 if (omni_publish_async(client, &o, on_published, NULL) == 0)
                         callbacks_due++;
                 return;
@@ -347,7 +432,7 @@ static void settle(uint8_t letter, struct om_span text) {
                 if (omni_task_ack_publish(t, "1", OMNI_STR, &output, 1, on_settled, NULL) >= 0)
                         callbacks_due++;
         } else {
-                omni_task_fail(t, text.len ? "no" : "", NULL, (int64_t) text.len, 0);
+                omni_task_fail(t, text.len > WIDE ? text.p : text.len ? "no" : "", NULL, (int64_t) text.len, 0);
         }
 }
 
@@ -382,7 +467,7 @@ static void act(uint8_t letter, struct om_span text) {
         struct om_arena arena = { 0 };
         unsigned left = fuzz_fail_allocation(0);
         const char *rest, *line = first_line(&arena, text, &rest);
-        char *result = NULL;
+        char *result = NULL, *large = memchr("WBI", letter, 3) ? wide(text) : NULL;
 
         fuzz_fail_allocation(left);
 
@@ -399,11 +484,23 @@ static void act(uint8_t letter, struct om_span text) {
         case 'M':
                 publish(letter, text, line, rest);
                 break;
+        case 'W': /* one of many bytes */
+                publish(letter, text, "t", large);
+                break;
         case 'K':
         case 'O':
         case 'F':
         case 'X':
                 settle(letter, text);
+                break;
+        case 'B': /* fails with a long text, */
+                settle('F', om_span_of(large));
+                break;
+        case 'I': /* is done with a large result */
+                settle('K', om_span_of(large));
+                break;
+        case 'J': /* the daemon goes between two turns */
+                daemon_close();
                 break;
         case 'C':
                 if (omni_call(client, line, rest, &result, NULL) < 0)
@@ -446,23 +543,61 @@ static void act(uint8_t letter, struct om_span text) {
                 omni_wakeup(client);
         }
         free(result);
+        free(large);
         om_arena_deinit(&arena);
+}
+
+/* The piece V: where the socket is said to be (e: in the environment, x: in the user's folder, d: nowhere, l: a path too long), and what
+ * else is unlike the others (t: little may wait, u: nobody listens). */
+static void choose(omni_client_options *o, struct om_span text) {
+        static char path[200];
+
+        memset(path, 'l', sizeof path - 1);
+        for (size_t i = 0; i < text.len; i++)
+                switch (text.p[i]) {
+                case 'e':
+                        setenv("OMNIDAEMON_SOCKET", "/nowhere", 1);
+                        o->socket_path = NULL;
+                        break;
+                case 'x':
+                        setenv("XDG_RUNTIME_DIR", "/nowhere", 1);
+                        o->socket_path = NULL;
+                        break;
+                case 'd':
+                        o->socket_path = NULL;
+                        break;
+                case 'l':
+                        o->socket_path = path;
+                        break;
+                case 't':
+                        o->pending_max = 2;
+                        o->buffer_max = 300;
+                        break;
+                }
 }
 
 static void start(void) {
         omni_client_options o = OMNI_CLIENT_OPTIONS_INIT;
+        struct om_span text = OM_SPAN_NONE;
 
         clock_ms = 1000000;
         waits = idle = 0;
         callbacks_due = 0;
         n_agents = n_held = 0;
         handler_mode = 0;
-        refuse = false;
+        refuse = 0;
+        unsetenv("OMNIDAEMON_SOCKET");
+        unsetenv("XDG_RUNTIME_DIR");
         o.socket_path = "/nowhere";
         o.client_name = "fuzz";
         o.buffer_max = 1 << 20;
+        if (next_letter() == 'V') {
+                pieces_next(&script, &text);
+                choose(&o, text);
+        }
         MUST(omni_new(&o, &client) == 0);
-        omni_on_notification(client, on_notification, NULL);
+        if (!text.len || !memchr(text.p, 'u', text.len))
+                omni_on_notification(client, on_notification, NULL);
         omni_on_connection(client, on_connection, NULL);
 }
 

@@ -64,11 +64,25 @@ static void body(struct om_span text) {
         }
 }
 
+/* No buffer has room for more than there can be; it says so, and keeps what it has. */
+static void ask_too_much(struct om_span text) {
+        struct om_buf grown = OM_BUF_INIT, fitted = OM_BUF_INIT;
+
+        om_buf_put_span(&grown, text);
+        om_buf_put_span(&fitted, text);
+        MUST(!om_buf_grow(&grown, SIZE_MAX - text.len / 2) && !om_buf_ok(&grown) && grown.len == text.len);
+        MUST(!om_buf_fit(&fitted, SIZE_MAX - text.len / 2) && !om_buf_ok(&fitted) && fitted.len == text.len);
+        MUST(!om_buf_fit(&fitted, 1)); /* and stays so */
+        om_buf_deinit(&grown);
+        om_buf_deinit(&fitted);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         const char *p = (const char *) data, *end = p + size;
         struct om_error e = OM_ERROR_INIT;
         struct om_span whole;
 
+        ask_too_much((struct om_span){ p, size < 64 ? size : 64 });
         while (om_frame_peek(p, (size_t) (end - p), 1 << 20, &whole, &e) == 1) {
                 MUST(whole.p >= p && whole.p + whole.len <= end && whole.len > 0);
                 body(whole);

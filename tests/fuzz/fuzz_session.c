@@ -7,9 +7,12 @@
  * that what one publishes the other is given.
  *
  * The input is pieces (pieces.h): `f` a frame of the first client, `g` of the second; `r` raw bytes, `b` raw bytes one at a time (both end
- * the counting of answers: what they are is not known); `t` turns until all is answered; `h` the first client closes its side, `c` it goes
- * and comes again; `z` has an allocation of the loop's thread fail, which ends the counting too. In frames $S is the newest subscription,
- * $D the newest delivery, $T the newest task id. An input that begins with another byte is one frame.
+ * the counting of answers: what they are is not known); `m` a frame of the first client many times at once (its first byte says how many),
+ * `q` it stops reading, or goes on, `w` nobody waits for one that does not read or is slow to write (these end the counting too); `t` turns
+ * until all is answered; `h` the first client closes its side, `c` it goes and comes again; `z` has an allocation of the loop's thread
+ * fail, which ends the counting, `s` ends the daemon and starts it anew with an allocation failing, and `e` ends it, and with it the input.
+ * In frames $S is the newest subscription, $D the newest delivery, $T the newest task id. An input that begins with another byte is one
+ * frame.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -26,7 +29,16 @@
 #include "memory.h"
 #include "pieces.h"
 
-enum { CLIENTS = 2, WANTED_MAX = 512, INPUTS_A_CORE = 500, PATIENCE_TICKS = 500, TICK_MS = 20, FRAME_MAX = 1 << 20 };
+enum {
+        CLIENTS = 2,
+        WANTED_MAX = 512,
+        INPUTS_A_CORE = 500,
+        PATIENCE_TICKS = 500,
+        TICK_MS = 20,
+        FRAME_MAX = 1 << 20,
+        STALLED_MS = 5000,
+        SLOW_MS = 30000
+};
 
 static struct om_loop *loop;
 static struct om_core *core;
@@ -43,6 +55,7 @@ struct wanted {
 static struct client {
         int fd;
         bool shut;     /* it says nothing more */
+        bool deaf;     /* it reads nothing for now */
         bool counting; /* every answer is accounted for */
         struct wanted wanted[WANTED_MAX];
         unsigned n_wanted;
@@ -81,14 +94,14 @@ static struct om_settings settings = { .event_bus_url = bus_url,
         .publish_timeout_ms = 5000,
         .call_timeout_ms = 5000,
         .stop_grace_ms = 0,
-        .stalled_client_ms = 5000,
-        .session_output_bytes = 4 << 20,
+        .stalled_client_ms = STALLED_MS,
+        .session_output_bytes = 64 << 10, /* soon above */
+        .slow_client_ms = SLOW_MS,
+        .session_total_bytes = 256 << 20,
         .metrics_interval_ms = 3600000 };
 
-static void core_end(void) {
-        if (!core)
-                return;
-        om_core_stop(core, &flag_post);
+/* om_core_stop() has been called. */
+static void core_end_stopped(void) {
         run_until_flag();
         om_core_free(core);
         event_free(ticker);
@@ -97,9 +110,18 @@ static void core_end(void) {
         fuzz_folder_empty();
 }
 
-static void core_start(void) {
+static void core_end(void) {
+        if (!core)
+                return;
+        om_core_stop(core, &flag_post);
+        core_end_stopped();
+}
+
+/* With the n-th allocation of the start failing; 0: none. What cannot start then starts the next time. */
+static void core_start(unsigned n) {
         static const struct timeval tick = { 0, TICK_MS * 1000 };
         struct om_error e = OM_ERROR_INIT;
+        int r;
 
         fuzz_folder_make();
         snprintf(bus_url, sizeof bus_url, "local:%s/bus?durability=memory", fuzz_folder);
@@ -108,7 +130,14 @@ static void core_start(void) {
         MUST(om_loop_new(&loop, fuzz_folder, &e) == 0);
         ticker = event_new(om_loop_base(loop), -1, EV_PERSIST, on_tick, NULL);
         MUST(ticker && event_add(ticker, &tick) == 0);
-        MUST(om_core_new(loop, &settings, &flag_post, &core, &e) == 0);
+        fuzz_fail_allocation(n);
+        r = om_core_new(loop, &settings, &flag_post, &core, &e);
+        fuzz_fail_allocation(0);
+        if (r < 0 && n) {
+                MUST(e.message[0]);
+                r = om_core_new(loop, &settings, &flag_post, &core, &e);
+        }
+        MUST(r == 0);
         run_until_flag();
 }
 
@@ -159,7 +188,7 @@ static void hear(struct client *c) {
         ssize_t n;
         int r = 0;
 
-        while (c->fd >= 0 && (n = recv(c->fd, om_buf_reserve(&c->heard, 1 << 16), 1 << 16, MSG_DONTWAIT)) > 0)
+        while (c->fd >= 0 && !c->deaf && (n = recv(c->fd, om_buf_reserve(&c->heard, 1 << 16), 1 << 16, MSG_DONTWAIT)) > 0)
                 c->heard.len += (size_t) n;
         while (at < c->heard.len && (r = om_frame_peek(c->heard.data + at, c->heard.len - at, 17 << 20, &body, &e)) == 1) {
                 hear_body(c, body);
@@ -171,14 +200,22 @@ static void hear(struct client *c) {
 
 /* -- what the clients say ------------------------------------------------------------------------------------------------------- */
 
+static unsigned fail_at; /* only what the daemon does runs out of memory */
+
 static void connect_client(struct client *c) {
-        int fds[2];
+        struct om_session *s;
+        int fds[2], small = 16 << 10, r;
 
         MUST(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds) == 0);
-        MUST(om_session_new(core, fds[0], NULL) == 0);
+        MUST(setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small) == 0); /* soon full */
+        fuzz_fail_allocation(fail_at);
+        r = om_session_new(core, fds[0], &s);
+        fail_at = fuzz_fail_allocation(0);
+        MUST(r == 0 || (r == -ENOMEM && starved));
         c->fd = fds[1];
         c->counting = !starved;
-        c->shut = false;
+        c->deaf = false;
+        c->shut = r < 0;
         c->n_wanted = 0;
         om_buf_clear(&c->heard);
 }
@@ -189,8 +226,6 @@ static void close_client(struct client *c) {
         c->fd = -1;
         c->n_wanted = 0;
 }
-
-static unsigned fail_at; /* only what the daemon does runs out of memory */
 
 static void turn(bool block) {
         fuzz_fail_allocation(fail_at);
@@ -260,6 +295,27 @@ static void send_frame(struct client *c, struct om_span text) {
         om_buf_deinit(&b);
 }
 
+/* As many as the socket takes: where the daemon reads no further, the last may be cut off. */
+static void send_many(struct client *c, struct om_span text) {
+        unsigned n = text.len > 1 ? (unsigned) (text.p[0] & 127) * 16 + 2 : 0;
+        struct om_buf b = OM_BUF_INIT;
+
+        c->counting = false;
+        for (; n > 0 && b.len < FRAME_MAX; n--) {
+                size_t mark = om_frame_begin(&b);
+
+                put_known(&b, (struct om_span){ text.p + 1, text.len - 1 });
+                if (om_frame_end(&b, mark, FRAME_MAX) < 0) { /* $D before there is one: nothing */
+                        b.len = mark;
+                        break;
+                }
+        }
+        if (b.len > 0 && send(c->fd, b.data, b.len, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t) b.len)
+                c->shut = shutdown(c->fd, SHUT_WR) == 0;
+        om_buf_deinit(&b);
+        turn(false);
+}
+
 static bool all_answered(void) {
         for (int i = 0; i < CLIENTS; i++)
                 for (unsigned k = 0; k < clients[i].n_wanted; k++)
@@ -268,17 +324,51 @@ static bool all_answered(void) {
         return true;
 }
 
+static bool hurried; /* the daemon waits for nobody */
+
 static void settle_down(void) {
-        for (ticks = 0; !all_answered(); turn(true))
+        for (ticks = 0; !all_answered() || (hurried && ticks < 2); turn(true))
                 MUST(ticks < PATIENCE_TICKS); /* a request is not answered */
         for (int i = 0; i < 3; i++)
                 turn(false);
 }
 
+static void stop_counting(void) {
+        for (int i = 0; i < CLIENTS; i++)
+                clients[i].counting = false;
+}
+
+static void connect_clients(void) {
+        for (int i = 0; i < CLIENTS; i++)
+                connect_client(&clients[i]);
+}
+
+static void close_clients(void) {
+        for (int i = 0; i < CLIENTS; i++)
+                close_client(&clients[i]);
+}
+
+/* The daemon ends with its clients there: they hear of it, and whoever comes now is turned away. */
+static void end_daemon(void) {
+        struct om_session *s;
+        int fds[2];
+
+        stop_counting();
+        MUST(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds) == 0);
+        om_core_stop(core, &flag_post);
+        for (ticks = 0; ticks < 5 && !flag; turn(true))
+                ; /* those that have nothing to wait for are gone by then */
+        if (om_session_new(core, fds[0], &s) == 0)
+                om_session_close(s, "too late");
+        close(fds[1]);
+        close_clients();
+        core_end_stopped();
+}
+
 static void act(uint8_t letter, struct om_span text) {
         struct client *c = &clients[letter == 'g'];
 
-        if (c->shut && strchr("fgrbh", letter))
+        if (c->fd < 0 || (c->shut && strchr("fgrbhm", letter)))
                 return;
         switch (letter) {
         case 'f':
@@ -305,10 +395,29 @@ static void act(uint8_t letter, struct om_span text) {
                 turn(false);
                 connect_client(c);
                 return;
+        case 'm':
+                send_many(c, text);
+                return;
+        case 'q':
+                c->counting = false;
+                c->deaf = !c->deaf;
+                return;
+        case 'w':
+                stop_counting();
+                hurried = true;
+                settings.stalled_client_ms = settings.slow_client_ms = 1;
+                return;
+        case 'e':
+                end_daemon();
+                return;
+        case 's':
+                end_daemon();
+                core_start(text.len ? (uint8_t) text.p[0] + 1u : 1);
+                connect_clients();
+                return;
         case 'z':
                 starved = true;
-                for (int i = 0; i < CLIENTS; i++)
-                        clients[i].counting = false;
+                stop_counting();
                 fail_at = text.len ? (unsigned) (text.p[0] & 63) + 1 : 1;
                 return;
         default:
@@ -317,9 +426,13 @@ static void act(uint8_t letter, struct om_span text) {
 }
 
 static void start_input(void) {
-        if (inputs++ % INPUTS_A_CORE == 0) {
+        hurried = false;
+        fail_at = 0;
+        settings.stalled_client_ms = STALLED_MS;
+        settings.slow_client_ms = SLOW_MS;
+        if (inputs++ % INPUTS_A_CORE == 0 || !core) {
                 core_end();
-                core_start();
+                core_start(0);
                 if (inputs == 1)
                         atexit(core_end); /* before the folder's, which was made first */
         }
@@ -327,8 +440,7 @@ static void start_input(void) {
         strcpy(subscription, "1");
         strcpy(delivery, "1");
         strcpy(task_id, "11111111-2222-4333-8444-555555555555");
-        for (int i = 0; i < CLIENTS; i++)
-                connect_client(&clients[i]);
+        connect_clients();
 }
 
 static void end_input(void) {
@@ -336,8 +448,7 @@ static void end_input(void) {
                 turn(false);
         fail_at = 0;
         settle_down();
-        for (int i = 0; i < CLIENTS; i++)
-                close_client(&clients[i]);
+        close_clients();
         for (ticks = 0; core->n_sessions > 0; om_loop_run_once(loop, core->n_sessions > 0))
                 MUST(ticks < PATIENCE_TICKS); /* a session that stays */
         om_loop_run_once(loop, false);
@@ -350,8 +461,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         start_input();
         if (size && data[0] != 0xff)
                 send_frame(&clients[0], (struct om_span){ (const char *) data, size });
-        for (uint8_t letter; data && size && data[0] == 0xff && (letter = pieces_next(&pieces, &text));)
+        for (uint8_t letter; data && size && data[0] == 0xff && core && (letter = pieces_next(&pieces, &text));)
                 act(letter, text);
-        end_input();
+        if (core)
+                end_input();
         return 0;
 }

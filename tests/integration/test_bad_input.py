@@ -122,6 +122,7 @@ def payload(**changes):
 REQUESTS = [  # method, params, a word that the message must hold
     ("task.publish", {}, "task"), ("task.publish", {"task": 1}, "task"), ("task.publish", {"task": []}, "object"), ("task.publish", {"task": TASK, "tasks": [TASK]}, "task"),
     ("task.publish", {"tasks": {}}, "array"), ("task.publish", {"tasks": []}, "tasks"), ("task.publish", {"tasks": [TASK] * 1001}, "1000"), ("task.publish", {"tusk": TASK}, "task"),
+    ("task.publish", {"tasks": [TASK], "task": TASK}, "task"), ("task.publish", {"tasks": [TASK, 5], "tusks": TASK}, "tusks"), ("task.publish", {"tasks": [TASK], "more": 1}, "more"),
     ("task.publish", task(topic=...), "topic"), ("task.publish", task(topic=""), "topic"), ("task.publish", task(topic=5), "topic"), ("task.publish", task(topic="x" * 201), "200"),
     ("task.publish", task(topic="a\nb"), "control"), ("task.publish", task(topic="omni-dlq:x"), "omni-dlq"), ("task.publish", task(topic="a:dlq"), ":dlq"), ("task.publish", task(topic=None), "topic"),
     ("task.publish", task(payload=...), "payload"), ("task.publish", task(payload=[]), "payload"), ("task.publish", task(payload={}), "content"), ("task.publish", payload(contnet=1), "content"),
@@ -149,7 +150,7 @@ REQUESTS = [  # method, params, a word that the message must hold
     ("agent.unregister", {}, "subscription"), ("agent.get", {"topic": "t"}, "name"), ("agent.pause", {"name": "x"}, "topic"), ("agent.delete", {}, "topic"), ("topic.delete", {}, "topic"),
     ("bus.inspect", {}, "topic"), ("bus.inspect", {"topic": "t", "limit": -1}, "limit"), ("bus.topics", {"limit": 5.5}, "limit"), ("bus.groups", {"topic": 1}, "topic"), ("bus.stats", {"topc": "t"}, "topic"),
     ("dlq.list", {}, "topic"), ("dlq.list", {"topic": "t"}, "agent"), ("dlq.get", {"topic": "t", "agent": "a"}, "id"), ("dlq.replay", {"topic": "t", "agent": "a"}, "ids"), ("dlq.purge", {"topic": "t", "agent": "a", "ids": [], "all": True}, "all"), ("dlq.purge", {"topic": "t", "agent": "a", "ids": [5]}, "ids"),
-    ("storage.clear", {}, "what"), ("storage.clear", {"what": "everything"}, "what"), ("config.get", {}, "key"), ("config.set", {"key": "k"}, "value"), ("config.set", {"value": 1}, "key"), ("config.set", {"key": 5, "value": 1}, "key"), ("config.delete", {}, "key"),
+    ("storage.clear", {}, "what"), ("storage.clear", {"what": "everything"}, "what"), ("storage.query", {}, "query"), ("storage.query", {"query": 5}, "query"), ("config.get", {}, "key"), ("config.set", {"key": "k"}, "value"), ("config.set", {"value": 1}, "key"), ("config.set", {"key": 5, "value": 1}, "key"), ("config.delete", {}, "key"),
     ("config.list", {"prefix": 5}, "prefix"), ("daemon.watch", {"events": ["publsh"]}, "publish"), ("daemon.watch", {"events": "publish"}, "events"), ("hello", {"protocol": "1"}, "protocol"), ("hello", {"client": 5}, "client"), ("ping", {"x": 1}, "x"),
 ]
 

@@ -16,7 +16,7 @@ from harness import Daemon, case, main  # noqa: E402
 import json  # noqa: E402
 
 METHODS = """hello ping health backends metrics.get daemon.watch agent.register agent.list agent.get agent.pause agent.resume agent.delete
-    topic.delete agent.unregister bus.topics bus.groups bus.stats bus.inspect dlq.list dlq.get dlq.replay dlq.purge storage.health storage.clear
+    topic.delete agent.unregister bus.topics bus.groups bus.stats bus.inspect dlq.list dlq.get dlq.replay dlq.purge storage.health storage.clear storage.query
     config.get config.set config.delete config.list task.publish task.get task.list task.delete task.ack task.fail task.extend""".split()
 NAMES = """topic name agent id ids all limit cursor key value prefix what events config tools worker description subscription task tasks
     deliveries delivery error retry delay_ms wait_ms delete_dead_letters client protocol""".split()

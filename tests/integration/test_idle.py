@@ -6,18 +6,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../lib"))
-from harness import SANITIZED, Daemon, case, main  # noqa: E402
-
-
-def wakeups(pid):
-    """Voluntary context switches of all threads: each is a return from a wait."""
-    total = 0
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{thread}/status", encoding="ascii") as f:
-            for line in f:
-                if line.startswith("voluntary_ctxt_switches"):
-                    total += int(line.split()[1])
-    return total
+from harness import SANITIZED, Daemon, case, main, wakeups  # noqa: E402
 
 
 @case

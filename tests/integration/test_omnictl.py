@@ -508,6 +508,15 @@ def settings_are_kept_in_the_storage():
 
 
 @case
+def a_storage_without_a_language_says_so_and_csv_is_for_queries():
+    with Daemon() as daemon:
+        refused(daemon.ctl("storage", "query", "select 1"), 1, '"json"', "query")
+        refused(daemon.ctl("task", "list", "--format", "csv"), 2, "storage query")
+        refused(daemon.ctl("task", "search", "--filter", '{"status":"failed"}'), 1, '"json"', "search")
+        refused(daemon.ctl("task", "search", "--filter", "{status"), 2, "FILTER")
+
+
+@case
 def every_command_that_reads_has_every_format():
     commands = [["health"], ["backends"], ["metrics"], ["agent", "list"], ["agent", "get", "t", "worker"], ["task", "list"], ["bus", "topics"], ["bus", "groups"], ["bus", "inspect", "t"],
                 ["bus", "stats"], ["bus", "dlq"], ["dlq", "list"], ["storage", "health"], ["config", "list"], ["version"], ["call", "ping"]]

@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../lib"))
 from harness import BIN, Daemon, case, main  # noqa: E402
@@ -34,7 +35,8 @@ def an_unknown_bus_names_the_known_ones():
 
 @case
 def a_known_bus_that_is_not_installed_says_so():
-    says(run("--event-bus-url", "kafka://h:9092"), "kafka", "bus_kafka.so", "not installed")
+    with tempfile.TemporaryDirectory() as nothing:
+        says(run("--event-bus-url", "kafka://h:9092", "--module-dir", nothing), "kafka", "bus_kafka.so", nothing, "install the package omnidaemon-kafka")
 
 
 @case

@@ -285,6 +285,16 @@ def a_batch_publishes_the_good_and_refuses_the_bad_in_place():
 
 
 @case
+def tasks_beside_no_task_and_things_that_are_none_are_published_all_the_same():
+    c, t = shared.connect(), topic()
+    good = {"topic": t, "payload": {"content": [{"deep": "]}"}]}}
+    for params in ({"tasks": [good, 5, "x", good], "task": None}, {"task": None, "tasks": [good, [good], good, {}]}):
+        results = c.call("task.publish", **params)["results"]
+        assert ["error" in r for r in results] == ([False, True, True, False] if "x" in params["tasks"] else [False, True, False, True]), results
+    assert c.call("bus.topics", topic=t)["topics"][0]["depth"] == 4
+
+
+@case
 def delay_ttl_priority_and_keys_are_kept():
     c, t = shared.connect(), topic()
     c.call("task.publish", tasks=[{"topic": t, "payload": {"content": i}, "priority": p} for i, p in enumerate((0, 9, 5, 9))])
@@ -448,7 +458,7 @@ def health_stats_metrics_and_backends_tell_the_truth():
     agent = [a for a in metrics["agents"] if a["topic"] == t][0]
     assert agent["processed"] == 1 and agent["latency_ms"]["p50"] > 0, metrics
     names = {b["name"]: b for b in c.call("backends")["buses"]}
-    assert names["local"]["installed"] and names["local"]["in_use"] and not names["kafka"]["installed"], names
+    assert names["local"]["installed"] and names["local"]["in_use"] and not names["kafka"]["in_use"], names
 
 
 @case

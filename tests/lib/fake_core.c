@@ -51,6 +51,8 @@ void fake_set_up(void) {
                 .stop_grace_ms = 50,
                 .stalled_client_ms = 200,
                 .session_output_bytes = 256 << 10,
+                .slow_client_ms = 30000,
+                .session_total_bytes = 256 << 20,
                 .metrics_interval_ms = 20 };
         strcpy(fake.folder, "/tmp/omni-test-XXXXXX");
         ck_assert_ptr_nonnull(mkdtemp(fake.folder));

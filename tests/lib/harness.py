@@ -55,6 +55,17 @@ def wait_for(condition, timeout=10, what="condition"):
         time.sleep(0.01)
 
 
+def wakeups(pid, threads=None):
+    """Voluntary context switches of all its threads, or of these: each is a return from a wait."""
+    total = 0
+    for thread in threads or os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/status", encoding="ascii") as f:
+            for line in f:
+                if line.startswith("voluntary_ctxt_switches"):
+                    total += int(line.split()[1])
+    return total
+
+
 class Daemon:
     """omnidaemond with its state in a temporary folder. Use it in `with`."""
 
@@ -65,6 +76,7 @@ class Daemon:
         self.env = {k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", "XDG_RUNTIME_DIR")}
         self.env.update({"OMNIDAEMON_SOCKET": self.socket, **(env or {})})
         self.process = None
+        self.program = os.path.join(BIN, "omnidaemond")
         self.wrapper = []  # what runs the daemon, say valgrind
         if start:
             self.start()
@@ -81,7 +93,7 @@ class Daemon:
         """Starts the process and waits for nothing."""
         self.log = open(os.path.join(self.folder, "log"), "ab")
         self.process = subprocess.Popen(
-            [*self.wrapper, os.path.join(BIN, "omnidaemond"), *self.flags],
+            [*self.wrapper, self.program, *self.flags],
             cwd=self.folder, env={**self.env, **(env or {})}, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
         )
 

@@ -747,6 +747,21 @@ static int store_health(struct om_store *s, struct om_store_health *op, struct o
         start(&op->op, OTHER, false, 0, no_effect);
         return 0;
 }
+static int store_query(struct om_store *s, struct om_store_query *op, struct om_error *e) {
+        struct om_buf b = OM_BUF_INIT;
+
+        if (mem.faults.store_away)
+                return away(e);
+        mem.query_limit = op->limit;
+        mem.query_timeout_ms = op->timeout_ms;
+        om_buf_lit(&b, "{\"columns\":[\"text\"],\"rows\":[[");
+        om_buf_json_span(&b, op->text);
+        om_buf_lit(&b, "]],\"truncated\":false}");
+        op->answer = om_arena_copy(&op->arena, om_buf_span(&b));
+        om_buf_deinit(&b);
+        start(&op->op, OTHER, false, 0, no_effect);
+        return 0;
+}
 static int store_close(struct om_store *s, struct om_op *op, struct om_error *e) {
         start(op, OTHER, false, 0, no_effect);
         return 0;
@@ -797,15 +812,21 @@ static struct om_store_ops mem_store_ops = {
         .destroy = store_destroy,
 };
 
+static bool can_query;
+
 void mem_use(unsigned bus_capabilities) {
         static bool registered;
 
         memset(&mem, 0, sizeof mem);
         mem.bus_health = mem.store_health = "{\"durability\":\"strong\"}";
         mem_bus_ops.capabilities = bus_capabilities;
+        mem_store_ops.capabilities = can_query ? OM_STORE_QUERY : 0;
+        mem_store_ops.query = can_query ? store_query : NULL;
         if (!registered) {
                 om_registry_add_bus(&mem_bus_ops);
                 om_registry_add_store(&mem_store_ops);
         }
         registered = true;
 }
+
+void mem_can_query(void) { can_query = true; }

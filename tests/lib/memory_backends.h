@@ -32,11 +32,15 @@ struct mem {
         unsigned puts, settles, publishes, cancels, subscribes, unsubscribes;
         unsigned entries;                      /* written to the storage so far */
         const char *bus_health, *store_health; /* JSON; NULL: unavailable */
+        size_t query_limit;                    /* of the last query, and its time */
+        int64_t query_timeout_ms;
 };
 extern struct mem mem;
 
 /* Registers both with the registry and forgets everything of a former test. */
 void mem_use(unsigned bus_capabilities);
+/* From the next mem_use() on the storage has a query language: it answers with the query's text as the only value. */
+void mem_can_query(void);
 void mem_release(void); /* completes what is held */
 unsigned mem_held(void);
 /* Completes the i-th held query (in the order in which they came), with so many topics of 100 bytes. */

@@ -112,7 +112,7 @@ class Omni:
     def register(self, topic, name, **config):
         return self.call("agent.register", topic=topic, name=name, config=config)["subscription"]
 
-    def next_task(self, timeout=10):
+    def next_task(self, timeout=30):
         """The next task delivered to this connection, or None when none comes in time."""
         deadline = time.monotonic() + timeout
         while not self.deliveries:

@@ -20,6 +20,11 @@ static void set_up(void) {
         fd = fake_connect();
 }
 
+static void set_up_with_language(void) {
+        mem_can_query();
+        set_up();
+}
+
 static void tear_down(void) {
         close(fd);
         fake_tear_down();
@@ -242,6 +247,26 @@ START_TEST(test_clearing_tells_how_many_of_each_kind_there_were) {
 }
 END_TEST
 
+START_TEST(test_a_query_is_refused_where_the_storage_has_no_language) {
+        expect_has(ask("storage.query", "{\"query\":\"select 1\"}"), "\"kind\":\"unsupported\"");
+}
+END_TEST
+
+START_TEST(test_a_query_reaches_a_storage_that_has_a_language) {
+        expect_has(ask("storage.query", "{\"query\":\"select \\\"a\\\"\"}"),
+                "\"result\":{\"columns\":[\"text\"],\"rows\":[[\"select \\\"a\\\"\"]],\"truncated\":false}");
+        ck_assert_uint_eq(mem.query_limit, 100);
+        expect_has(ask("storage.query", "{\"query\":\"x\",\"limit\":7,\"timeout_ms\":1234}"), "\"truncated\"");
+        ck_assert_uint_eq(mem.query_limit, 7);
+        ck_assert_int_eq(mem.query_timeout_ms, 1234);
+        expect_has(ask("storage.query", "{\"query\":\"x\",\"limit\":10001}"), "\"code\":-32602");
+        expect_has(ask("storage.query", "{\"query\":\"x\",\"timeout_ms\":0}"), "\"code\":-32602");
+        expect_has(ask("hello", "{}"), "\"query\"]");
+        mem.faults.store_away = true;
+        expect_has(ask("storage.query", "{\"query\":\"x\"}"), "\"kind\":\"unavailable\"");
+}
+END_TEST
+
 START_TEST(test_health_tells_what_is_wrong) {
         expect_has(ask("health", "{}"), "{\"status\":\"running\",\"reasons\":[]");
         register_agent("");
@@ -259,15 +284,14 @@ START_TEST(test_health_tells_what_is_wrong) {
 }
 END_TEST
 
-START_TEST(test_hello_and_backends_tell_what_is_there) {
+START_TEST(test_hello_tells_what_is_there) {
         const char *body = ask("hello", "{\"client\":\"me\",\"protocol\":1}");
         expect_has(body, "\"capabilities\":[\"priority\",\"keys\"]");
         expect_has(body, "\"bus\":{\"name\":\"membus\",\"url\":\"membus:\"}");
         expect_has(body, "\"limits\":{\"frame_bytes\":16777216,\"depth\":64,\"batch\":1000,\"prefetch\":1000,\"in_flight\":1024}");
         expect_has(ask("hello", "{\"protocol\":2}"), "\"kind\":\"unsupported\"");
-        body = ask("backends", "{}");
-        expect_has(body, "{\"name\":\"kafka\",\"schemes\":[\"kafka\"],\"installed\":false,\"in_use\":false,\"capabilities\":[]");
-        expect_has(body, "{\"name\":\"membus\",\"schemes\":[\"membus\"],\"installed\":true,\"in_use\":true");
+        /* The list of backends is the program's: tests/integration/test_modules.py. */
+        expect_has(ask("backends", "{}"), "the modules cannot be listed");
 }
 END_TEST
 
@@ -286,7 +310,7 @@ END_TEST
 
 int main(void) {
         Suite *suite = suite_create("agents");
-        TCase *all = tcase_create("agents");
+        TCase *all = tcase_create("agents"), *language = tcase_create("a storage with a language");
 
         tcase_add_checked_fixture(all, set_up, tear_down);
         tcase_set_timeout(all, 60);
@@ -304,9 +328,13 @@ int main(void) {
         tcase_add_test(all, test_deleting_a_topic_removes_all_its_agents);
         tcase_add_test(all, test_settings_are_set_listed_and_deleted);
         tcase_add_test(all, test_clearing_tells_how_many_of_each_kind_there_were);
+        tcase_add_test(all, test_a_query_is_refused_where_the_storage_has_no_language);
         tcase_add_test(all, test_health_tells_what_is_wrong);
-        tcase_add_test(all, test_hello_and_backends_tell_what_is_there);
+        tcase_add_test(all, test_hello_tells_what_is_there);
         tcase_add_test(all, test_dead_letters_are_moved_by_ids_or_all_never_by_silence);
         suite_add_tcase(suite, all);
+        tcase_add_checked_fixture(language, set_up_with_language, tear_down);
+        tcase_add_test(language, test_a_query_reaches_a_storage_that_has_a_language);
+        suite_add_tcase(suite, language);
         return om_test_main(suite);
 }

@@ -51,6 +51,8 @@ static void start_with(unsigned capabilities) {
                 .stop_grace_ms = 300,
                 .stalled_client_ms = 30000,
                 .session_output_bytes = 256 << 10,
+                .slow_client_ms = 30000,
+                .session_total_bytes = 256 << 20,
                 .metrics_interval_ms = 60000,
         };
         ck_assert_int_eq(om_loop_new(&loop, state_dir, &e), 0);
@@ -866,6 +868,48 @@ START_TEST(test_an_idempotency_key_publishes_once_on_a_bus_that_has_none) {
 }
 END_TEST
 
+#define WITH_KEY(id) "{\"id\":\"" id "\",\"topic\":\"t\",\"idempotency_key\":\"k\",\"payload\":{\"content\":1}}"
+
+/* In one request, and in two: who comes second gets the first one's outcome, and nothing else of its batch waits for that. */
+START_TEST(test_publishes_with_one_key_at_once_are_one_task) {
+        struct client *c = connect_client();
+        json_t *keep, *result;
+        int first = request(c, "task.publish", "{\"task\":" WITH_KEY("a") "}");
+        int second = request(c, "task.publish",
+                "{\"tasks\":[" WITH_KEY("b") ",{\"id\":\"c\",\"topic\":\"t\",\"payload\":{\"content\":1}}," WITH_KEY("d") "]}");
+
+        result = result_of(c, first, &keep);
+        ck_assert_str_eq(json_string_value(json_object_get(result, "id")), "a");
+        json_decref(keep);
+        result = json_object_get(result_of(c, second, &keep), "results");
+        for (size_t i = 0; i < 3; i++) {
+                json_t *one = json_array_get(result, i);
+
+                ck_assert_str_eq(json_string_value(json_object_get(one, "id")), i == 1 ? "c" : "a");
+                ck_assert_int_eq(json_is_true(json_object_get(one, "duplicate")), i != 1);
+        }
+        json_decref(keep);
+        ck_assert(mem_logged("publish a;") && mem_logged("publish c;") && !mem_logged("publish b;") && !mem_logged("publish d;"));
+        disconnect(c);
+}
+END_TEST
+
+START_TEST(test_who_waits_for_a_publish_with_its_key_that_fails_is_told_to_publish_again) {
+        struct client *c = connect_client();
+        json_t *keep;
+
+        mem.faults.publish_fail = -EIO;
+        int first = request(c, "task.publish", "{\"task\":" WITH_KEY("a") "}");
+        int second = request(c, "task.publish", "{\"task\":" WITH_KEY("b") "}");
+        expect_error(c, first, "internal");
+        expect_error(c, second, "unavailable");
+        mem.faults.publish_fail = 0;
+        ck_assert_str_eq(json_string_value(json_object_get(publish_key(c, "b", &keep), "id")), "a");
+        json_decref(keep);
+        disconnect(c);
+}
+END_TEST
+
 START_TEST(test_a_key_whose_first_publish_failed_is_published_under_the_first_id) {
         struct client *c = connect_client();
         json_t *keep, *result;
@@ -1181,6 +1225,8 @@ int main(void) {
         tcase_add_test(t, test_a_publish_that_the_bus_does_not_confirm_times_out_and_is_cancelled);
         tcase_add_test(t, test_a_publish_is_refused_at_once_while_the_bus_is_away);
         tcase_add_test(t, test_an_idempotency_key_publishes_once_on_a_bus_that_has_none);
+        tcase_add_test(t, test_publishes_with_one_key_at_once_are_one_task);
+        tcase_add_test(t, test_who_waits_for_a_publish_with_its_key_that_fails_is_told_to_publish_again);
         tcase_add_test(t, test_a_key_whose_first_publish_failed_is_published_under_the_first_id);
         tcase_add_test(t, test_who_waits_for_a_result_is_woken_when_it_is_saved);
         tcase_add_test(t, test_results_are_listed_and_deleted_and_search_names_the_storage);

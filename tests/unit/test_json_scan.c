@@ -430,6 +430,8 @@ START_TEST(test_both_modes_find_the_same_end_at_every_alignment) {
                 /* runs of backslashes and quotes are what may be miscounted at the edge of a block */
                 for (unsigned n = any(4); n > 0; n--) {
                         om_buf_putc(&b, '"');
+                        for (unsigned k = any(4) ? 0 : any(200); k > 0; k--) /* or stand behind a long run without any */
+                                om_buf_putc(&b, 'x');
                         for (unsigned k = any(70); k > 0; k--)
                                 om_buf_puts(&b, (const char *[]){ "\\\\", "\\\"", "]", "x" }[any(4)]);
                         om_buf_lit(&b, "\",");
@@ -620,6 +622,52 @@ START_TEST(test_members_are_found_by_name_in_any_order) {
 }
 END_TEST
 
+START_TEST(test_members_inside_are_read_on_the_way) {
+        struct om_json_member inside[] = { { "content", OM_JSON_ANY, true }, { "hook", OM_JSON_STRING, false }, { NULL } };
+        struct om_json_member m[] = { { "topic", OM_JSON_STRING, true }, { "payload", OM_JSON_OBJECT, true, .inside = inside }, { NULL } };
+        static const struct {
+                const char *text, *message;
+        } cases[] = {
+                { "{\"topic\":\"a\",\"payload\":{}}", "params.payload: \"content\" is missing" },
+                { "{\"payload\":{\"content\":1,\"hok\":2},\"topic\":\"a\"}",
+                        "params.payload: unknown member \"hok\"; did you mean \"hook\"?" },
+                { "{\"payload\":{\"content\":1,\"hook\":2},\"topic\":\"a\"}", "params.payload: \"hook\" must be a string, not a number" },
+                { "{\"payload\":{\"content\":1,\"content\":1},\"topic\":\"a\"}", "params.payload: \"content\" stands twice" },
+                { "{\"topic\":\"a\",\"payload\":[{\"content\":1}]}", "params: \"payload\" must be an object, not an array" },
+                { "{\"payload\":{\"content\":1}}", "params: \"topic\" is missing" },
+                { "{\"topic\":\"a\",\"payload\":{\"content\":1},\"payload\":{\"content\":1}}", "params: \"payload\" stands twice" },
+        };
+        struct om_error e = OM_ERROR_INIT;
+        ck_assert_int_eq(read_members("{ \"payload\" : { \"content\" : { \"a\":[1] } } , \"topic\":\"b\" }", m, &e), 0);
+        ck_assert(om_span_is(m[0].value.text, "\"b\""));
+        ck_assert(om_span_is(m[1].value.text, "{ \"content\" : { \"a\":[1] } }"));
+        ck_assert(om_span_is(inside[0].value.text, "{ \"a\":[1] }"));
+        ck_assert_int_eq(inside[1].value.type, 0);
+        for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+                ck_assert_int_eq(read_members(cases[i].text, m, &e), -EINVAL);
+                ck_assert_str_eq(e.message, cases[i].message);
+        }
+}
+END_TEST
+
+START_TEST(test_members_at_a_place_leave_the_reader_behind_them) {
+        struct om_json_member m[] = { { "a", OM_JSON_NUMBER, true }, { NULL } };
+        struct om_error e = OM_ERROR_INIT;
+        struct om_json j;
+        unsigned n = 0;
+        om_json_init_valid(&j, OM_SPAN("[{\"a\":0}, {\"a\":1} ,{ \"a\" : 2 }]"));
+        ck_assert_int_eq(om_json_enter_array(&j), 0);
+        for (; om_json_next_element(&j) > 0; n++) {
+                int64_t value;
+                ck_assert_int_eq(om_json_members_at(&j, "params", m, &e), 0);
+                ck_assert_int_eq(om_json_int64(m[0].value, &value), 0);
+                ck_assert_int_eq(value, n);
+        }
+        ck_assert_uint_eq(n, 3);
+        ck_assert_int_eq(om_json_finish(&j), 0);
+}
+END_TEST
+
 START_TEST(test_wrong_members_are_refused_with_a_message_that_helps) {
         static const struct {
                 const char *text, *message;
@@ -678,6 +726,8 @@ int main(void) {
         tcase_add_test(c, test_doubles_are_the_nearest_ones);
         tcase_add_test(c, test_doubles_of_many_digits_are_the_nearest_ones);
         tcase_add_test(c, test_members_are_found_by_name_in_any_order);
+        tcase_add_test(c, test_members_inside_are_read_on_the_way);
+        tcase_add_test(c, test_members_at_a_place_leave_the_reader_behind_them);
         tcase_add_test(c, test_wrong_members_are_refused_with_a_message_that_helps);
         suite_add_tcase(s, c);
         return om_test_main(s);

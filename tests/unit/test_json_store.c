@@ -12,7 +12,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "../../backends/json/journal.h"
+#include "../../backends/journal.h"
+#include "../../backends/json/record.h"
 #include "../../backends/json/table.h"
 #include "../../proto/json_scan.h"
 #include "../../daemon/log.h"

@@ -280,8 +280,7 @@ END_TEST
 enum { KILLS = 40, BATCH = 20 };
 enum told { PUBLISHING = 'p', PUBLISHED = 'P', FINISHING = 'f', FINISHED = 'F' };
 struct word {
-        char what;
-        int content;
+        int what, content; /* no padding: it is written whole */
 };
 
 static void tell(int fd, char what, int content) {

@@ -11,6 +11,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <event2/event_struct.h>
+
 #include "../../daemon/loop.h"
 #include "../lib/suite.h"
 
@@ -367,6 +369,33 @@ START_TEST(test_work_goes_to_a_worker_and_back_one_at_a_time) {
 }
 END_TEST
 
+static bool no_memory;
+static void *allocate(size_t n) { return no_memory ? NULL : malloc(n); }
+static void *allocate_anew(void *p, size_t n) { return no_memory ? NULL : realloc(p, n); }
+
+static void on_timer(evutil_socket_t fd, short what, void *ctx) { ++*(int *) ctx; }
+
+START_TEST(test_the_daemons_own_timers_can_be_set_without_memory) {
+        struct event timers[OM_LOOP_TIMERS];
+        static const struct timeval soon = { .tv_usec = 1000 };
+        struct om_error e = OM_ERROR_INIT;
+        struct om_loop *l;
+        int fired = 0;
+
+        event_set_mem_functions(allocate, allocate_anew, free);
+        ck_assert_int_eq(om_loop_new(&l, folder, &e), 0);
+        no_memory = true;
+        for (int i = 0; i < OM_LOOP_TIMERS; i++) {
+                event_assign(&timers[i], om_loop_base(l), -1, 0, on_timer, &fired);
+                ck_assert_int_eq(event_add(&timers[i], &soon), 0);
+        }
+        no_memory = false;
+        while (fired < OM_LOOP_TIMERS)
+                om_loop_run_once(l, true);
+        om_loop_free(l);
+}
+END_TEST
+
 START_TEST(test_a_state_folder_that_cannot_be_made_is_named) {
         struct om_error e = OM_ERROR_INIT;
         struct om_loop *other = NULL;
@@ -394,6 +423,7 @@ int main(void) {
         tcase_add_test(t, test_a_worker_is_called_again_when_the_time_that_it_asked_for_has_come);
         tcase_add_test(t, test_a_long_wait_of_a_worker_does_not_hold_up_its_end);
         tcase_add_test(t, test_work_goes_to_a_worker_and_back_one_at_a_time);
+        tcase_add_test(t, test_the_daemons_own_timers_can_be_set_without_memory);
         tcase_add_test(t, test_a_state_folder_that_cannot_be_made_is_named);
         suite_add_tcase(s, t);
         return om_test_main(s);

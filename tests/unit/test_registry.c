@@ -48,17 +48,21 @@ static const struct {
                 "unsupported storage \"postgre\" in STORAGE_URL; known: json, redis, postgresql, mongodb, s3, nats; did you mean "
                 "postgres?" },
         { true, "kafka://h",
-                "event bus \"kafka\" in EVENT_BUS_URL needs the module bus_kafka.so, which is not installed in this version; installed: "
-                "local" },
+                "event bus \"kafka\" in EVENT_BUS_URL: the module bus_kafka.so is not in /nowhere; install the package omnidaemon-kafka, "
+                "or "
+                "build with WITH_KAFKA=yes" },
         { true, "amqps://h",
-                "event bus \"rabbitmq\" in EVENT_BUS_URL needs the module bus_rabbitmq.so, which is not installed in this version; "
-                "installed: local" },
+                "event bus \"rabbitmq\" in EVENT_BUS_URL: the module bus_rabbitmq.so is not in /nowhere; install the package "
+                "omnidaemon-rabbitmq, or build with WITH_RABBITMQ=yes" },
         { false, "nats+kv://h/b",
-                "storage \"nats\" in STORAGE_URL needs the module store_nats.so, which is not installed in this version; installed: json" },
+                "storage \"nats\" in STORAGE_URL: the module store_nats.so is not in /nowhere; install the package omnidaemon-nats, or "
+                "build "
+                "with WITH_NATS=yes" },
 };
 START_TEST(test_typo_and_missing_module_get_different_answers) {
         struct om_error e = OM_ERROR_INIT;
         const char *name;
+        om_module_set_folder("/nowhere");
         ck_assert_int_eq(choose(refused[_i].bus, refused[_i].url, &name, &e), -EOPNOTSUPP);
         ck_assert_str_eq(e.message, refused[_i].message);
         ck_assert_int_eq(e.kind, OM_UNSUPPORTED);

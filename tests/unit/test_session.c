@@ -421,7 +421,9 @@ START_TEST(test_a_thousand_idle_connections_cost_at_most_8_kib_each) {
         ck_assert_uint_le((after - before) / N, 8192);
         for (int i = 0; i < N; i++)
                 close(fds[i]);
-        fake_turn();
+        /* Their ends have a slice of each turn, too. */
+        for (int i = 0; i < 1000 && fake.core->n_sessions > 1; i++)
+                fake_turn();
         ck_assert_uint_eq(fake.core->n_sessions, 1);
 }
 END_TEST

@@ -102,7 +102,9 @@ START_TEST(test_without_anything_the_defaults_are_in_force) {
         ck_assert_int_eq(settings->max_connections, 16384);
         ck_assert_int_eq(settings->max_frame_bytes, 16 << 20);
         ck_assert_int_eq(settings->session_output_bytes, 4 << 20);
+        ck_assert_int_eq(settings->session_total_bytes, 256 << 20);
         ck_assert_int_eq(settings->stalled_client_ms, 30000);
+        ck_assert_int_eq(settings->slow_client_ms, 30000);
         ck_assert_int_eq(settings->stop_grace_ms, 10000);
         ck_assert_int_eq(settings->metrics_interval_ms, 60000);
         ck_assert_str_eq(settings->log_level, "info");
@@ -345,6 +347,7 @@ static const struct {
         { { "EVENT_BUS_TYPE=local" }, "local:", NULL },
         { { "EVENT_BUS_TYPE=redis_stream" }, "redis://localhost:6379", NULL },
         { { "EVENT_BUS_TYPE=redis_stream", "REDIS_URL=rediss://u:p@h:1/2" }, "rediss://u:p@h:1/2", NULL },
+        { { "EVENT_BUS_TYPE=redis_stream", "REDIS_URL=redis://h?db=2", "REDIS_STREAM_MAXLEN=10000" }, "redis://h?db=2&maxlen=10000", NULL },
         { { "EVENT_BUS_TYPE=kafka", "KAFKA_SERVERS=a:1,b:2" }, "kafka://a:1,b:2", NULL },
         { { "EVENT_BUS_TYPE=rabbitmq" }, "amqp://guest:guest@localhost:5672/", NULL },
         { { "EVENT_BUS_TYPE=nats", "NATS_URL=nats://n:4222" }, "nats://n:4222", NULL },
@@ -352,12 +355,14 @@ static const struct {
         { { "STORAGE_BACKEND=json" }, NULL, "json:.omnidaemon_data" },
         { { "STORAGE_BACKEND=json", "JSON_STORAGE_DIR=/srv/j" }, NULL, "json:/srv/j" },
         { { "JSON_STORAGE_DIR=/srv/j" }, NULL, "json:/srv/j" },
-        { { "STORAGE_BACKEND=redis", "REDIS_URL=redis://h", "REDIS_KEY_PREFIX=my app" }, NULL, "redis://h?key_prefix=my%20app" },
-        { { "STORAGE_BACKEND=redis", "REDIS_URL=redis://h?a=b", "REDIS_KEY_PREFIX=x" }, NULL, "redis://h?a=b&key_prefix=x" },
+        { { "STORAGE_BACKEND=redis", "REDIS_URL=redis://h", "REDIS_KEY_PREFIX=my app" }, NULL, "redis://h?prefix=my%20app" },
+        { { "STORAGE_BACKEND=redis", "REDIS_URL=redis://h?a=b", "REDIS_KEY_PREFIX=x" }, NULL, "redis://h?a=b&prefix=x" },
         { { "STORAGE_BACKEND=postgresql", "POSTGRES_URL=postgresql://u@h/d" }, NULL, "postgresql://u@h/d" },
         { { "STORAGE_BACKEND=mongodb", "MONGODB_URI=mongodb://h/d" }, NULL, "mongodb://h/d" },
         { { "STORAGE_BACKEND=s3", "S3_BUCKET=b", "S3_REGION=eu-1", "S3_ENDPOINT=http://m:9000" }, NULL,
                 "s3://b?region=eu-1&endpoint=http://m:9000" },
+        { { "STORAGE_BACKEND=s3", "S3_BUCKET=b", "S3_REPLICA_URL=s3://c?region=eu-2&profile=p", "S3_MANAGE_LIFECYCLE=yes" }, NULL,
+                "s3://b?replica=s3://c%3Fregion%3Deu-2%26profile%3Dp&manage_lifecycle=yes" },
         { { "STORAGE_BACKEND=nats", "NATS_URL=nats://n:4222" }, NULL, "nats+kv://n:4222/omnidaemon" },
         { { "STORAGE_BACKEND=nats", "NATS_URL=nats://n:4222/b?x=y" }, NULL, "nats+kv://n:4222/b?x=y" },
 };
@@ -380,6 +385,9 @@ START_TEST(test_an_unknown_python_bus_or_storage_names_the_known_ones) {
         assert_refused(read_with(ARGS(), ENV("STORAGE_BACKEND=postgres9")), "\"postgres9\"", "postgresql");
         assert_refused(read_with(ARGS(), ENV("STORAGE_BACKEND=postgresql")), "POSTGRES_URL");
         assert_refused(read_with(ARGS(), ENV("EVENT_BUS_TYPE=redis_stream", "REDIS_URL=http://h")), "REDIS_URL", "redis://");
+        assert_refused(read_with(ARGS(), ENV("STORAGE_BACKEND=s3", "S3_BUCKET=b", "S3_REPLICA_URL=s3://k:hunter2@c")), "S3_REPLICA_URL",
+                "profile=NAME");
+        ck_assert(!strstr(error.message, "hunter2"));
 }
 END_TEST
 

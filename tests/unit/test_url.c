@@ -72,7 +72,8 @@ static const char *const bad[] = { "", "redis", ":", "//h", "1redis://h", "re di
         "redis://h:99999999999999999999", "redis://h:1x", "redis://h:-1", "redis://h,", "redis://,h", "redis://:6379", "redis://[::1",
         "redis://[::1]x", "redis://[1.2.3.4]", "redis://[::1%25]", "redis://::1", "redis://h o", "redis://h/%", "redis://h/%2",
         "redis://h/%zz", "redis://h/%00", "redis://h?a=%00", "redis://u%00:p@h", "redis://h#x", "redis://h/#", "redis://h?a=1&a=2",
-        "redis://h?a", "redis://h?=1", "redis://h?a=1&&b=2", "redis://h\n", "redis://h/a\tb", "redis://h%2Fx", "redis://h?a=1&%61=2" };
+        "redis://h?a", "redis://h?=1", "redis://h?a=1&&b=2", "redis://h\n", "redis://h/a\tb", "redis://h%2Fx", "redis://h?a=1&%61=2",
+        "redis://u v:p@h", "redis://u:p q@h", "redis://h?a=b c", "redis://h?a b=c" };
 
 START_TEST(test_what_is_no_url_is_refused_with_a_reason) {
         for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
@@ -112,7 +113,8 @@ static const char *const secret[] = { "redis://user:hunter2@h", "redis://:hunter
         "redis://h?password=hunter2", "redis://h?x=1&sasl_PASSWORD=hunter2&y=2", "redis://h?api_key=hunter2",
         "s3:bucket?secret_access_key=hunter2", "kafka://h?oauth_token=hunter2", "redis://h?pass%77ord=hunter2", "redis://u:%zzhunter2@h",
         "redis://u:hunter2%00@h", "user:hunter2@h", "redis://u:a@x/hunter2@h", "redis://u:p@h:hunter2", "redis://[x]:hunter2@h",
-        "redis://u:x://hunter2@h" };
+        "redis://u:x://hunter2@h", "s3://b?replica=s3%3A%2F%2Fk%3Ahunter2%40c%2Fp&x=1",
+        "s3://b?replica=s3%253A%252F%252Fk%253Ahunter2%2540c" };
 
 START_TEST(test_secret_is_in_no_message_and_in_no_redacted_text) {
         struct om_error e = OM_ERROR_INIT;

@@ -1,0 +1,469 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Looking in: see admin.h. What is true: what this daemon serves is taken from the snapshot, all else from what was committed. */
+#include "admin.h"
+
+/* -- snapshots, on the loop ---------------------------------------------------------------------------------------------------- */
+
+struct snapshot *kafka_snapshot(struct om_bus *b, struct om_span topic) {
+        struct snapshot *list = NULL;
+
+        for (struct group *g = b->groups; g; g = g->hh.next)
+                for (int i = 0; i < g->n_parts; i++) {
+                        struct part *p = &g->parts[i];
+                        struct om_buf text = OM_BUF_INIT;
+                        struct kafka_state state;
+                        struct snapshot *s;
+
+                        if ((topic.p && !om_span_is(topic, g->topic)) ||
+                                (p->state != PART_RUNNING && p->state != PART_LEAVING && p->state != PART_SUSPENDED) ||
+                                kafka_part_state(p, false, &state) < 0)
+                                continue;
+                        kafka_state_pack(&text, &state, (size_t) 1 << 30);
+                        kafka_part_state_free(&state);
+                        if (!om_buf_ok(&text) || !(s = calloc(1, sizeof *s))) {
+                                om_buf_deinit(&text);
+                                continue;
+                        }
+                        memcpy(s->kname, g->kname, sizeof s->kname);
+                        s->p = i;
+                        s->text = text.data;
+                        s->len = text.len;
+                        s->next = list;
+                        list = s;
+                }
+        return list;
+}
+
+void kafka_snapshot_free(struct snapshot *s) {
+        while (s) {
+                struct snapshot *next = s->next;
+
+                free(s->text);
+                free(s);
+                s = next;
+        }
+}
+
+/* -- topics and groups ---------------------------------------------------------------------------------------------------------- */
+
+void kafka_seen_deinit(struct seen *s) {
+        for (size_t i = 0; i < s->n_groups; i++)
+                for (int k = 0; k < s->groups[i].n_parts; k++)
+                        kafka_state_deinit(&s->groups[i].parts[k].state);
+        free(s->groups);
+        free(s->topics);
+        free(s->dead);
+        om_arena_deinit(&s->arena);
+        *s = (struct seen){ .n_topics = 0 };
+}
+
+static int see_topics(struct om_bus *b, struct om_span topic, const struct rd_kafka_metadata *md, struct seen *s) {
+        s->topics = calloc((size_t) md->topic_cnt + 1, sizeof *s->topics);
+        s->groups = calloc((size_t) md->topic_cnt + 1, sizeof *s->groups);
+        s->dead = calloc((size_t) md->topic_cnt + 1, sizeof s->dead[0]);
+        if (!s->topics || !s->groups || !s->dead)
+                return -ENOMEM;
+        for (int i = 0; i < md->topic_cnt; i++) {
+                const struct rd_kafka_metadata_topic *t = &md->topics[i];
+                struct om_buf name = OM_BUF_INIT, agent = OM_BUF_INIT;
+                enum kafka_kind kind;
+                bool ok = !t->err && strlen(t->topic) <= KAFKA_NAME_MAX &&
+                        kafka_name_read(t->topic, b->settings.prefix, &kind, &name, &agent) &&
+                        (!topic.p || om_span_eq(om_buf_span(&name), topic));
+                int n = t->partition_cnt;
+
+                if (ok && kind == KAFKA_LOG) {
+                        struct seen_topic *seen = &s->topics[s->n_topics++];
+
+                        snprintf(seen->kname, sizeof seen->kname, "%s", t->topic);
+                        seen->topic = om_arena_copy(&s->arena, om_buf_span(&name));
+                        seen->low = om_arena_alloc(&s->arena, (size_t) n * sizeof(int64_t));
+                        seen->high = om_arena_alloc(&s->arena, (size_t) n * sizeof(int64_t));
+                        seen->n_parts = seen->low && seen->high ? n : 0;
+                } else if (ok && kind == KAFKA_RETRY) {
+                        struct seen_group *seen = &s->groups[s->n_groups++];
+
+                        snprintf(seen->kname, sizeof seen->kname, "%s", t->topic);
+                        seen->topic = om_arena_copy(&s->arena, om_buf_span(&name));
+                        seen->agent = om_arena_copy(&s->arena, om_buf_span(&agent));
+                        seen->parts = om_arena_alloc(&s->arena, (size_t) n * sizeof *seen->parts);
+                        seen->n_parts = seen->parts ? n : 0;
+                        if (seen->parts)
+                                memset(seen->parts, 0, (size_t) n * sizeof *seen->parts);
+                }
+                if (ok && kind == KAFKA_DEAD)
+                        snprintf(s->dead[s->n_dead++], sizeof s->dead[0], "%s", t->topic);
+                om_buf_deinit(&name);
+                om_buf_deinit(&agent);
+        }
+        return 0;
+}
+
+bool kafka_seen_dead(const struct seen *s, const char *kname) {
+        for (size_t i = 0; i < s->n_dead; i++)
+                if (strcmp(s->dead[i], kname) == 0)
+                        return true;
+        return false;
+}
+
+int kafka_watermarks(struct om_bus *b, rd_kafka_topic_partition_list_t *ends, rd_kafka_topic_partition_list_t *begins, struct om_error *e) {
+        rd_kafka_resp_err_t err = RD_KAFKA_RESP_ERR_NO_ERROR;
+
+        for (int i = 0; i < ends->cnt; i++) {
+                ends->elems[i].offset = RD_KAFKA_OFFSET_END;
+                begins->elems[i].offset = RD_KAFKA_OFFSET_BEGINNING;
+        }
+        if (ends->cnt)
+                err = rd_kafka_offsets_for_times(b->producer, ends, ADMIN_MS);
+        if (!err && begins->cnt)
+                err = rd_kafka_offsets_for_times(b->producer, begins, ADMIN_MS);
+        return err ? kafka_error(err, NULL, "asking for offsets", e) : 0;
+}
+
+static int64_t offset_in(const rd_kafka_topic_partition_list_t *list, const char *kname, int32_t p) {
+        const rd_kafka_topic_partition_t *tp = rd_kafka_topic_partition_list_find(list, kname, p);
+
+        return tp && !tp->err && tp->offset > 0 ? tp->offset : 0;
+}
+
+static int see_offsets(struct om_bus *b, struct seen *s, struct om_error *e) {
+        rd_kafka_topic_partition_list_t *ends = rd_kafka_topic_partition_list_new(64), *begins;
+        int r;
+
+        for (size_t i = 0; i < s->n_topics; i++)
+                for (int k = 0; k < s->topics[i].n_parts; k++)
+                        rd_kafka_topic_partition_list_add(ends, s->topics[i].kname, k);
+        for (size_t i = 0; i < s->n_groups; i++)
+                for (int k = 0; k < s->groups[i].n_parts; k++)
+                        rd_kafka_topic_partition_list_add(ends, s->groups[i].kname, k);
+        begins = rd_kafka_topic_partition_list_copy(ends);
+        r = kafka_watermarks(b, ends, begins, e);
+        for (size_t i = 0; i < s->n_topics; i++)
+                for (int k = 0; k < s->topics[i].n_parts; k++) {
+                        s->topics[i].low[k] = offset_in(begins, s->topics[i].kname, k);
+                        s->topics[i].high[k] = offset_in(ends, s->topics[i].kname, k);
+                }
+        for (size_t i = 0; i < s->n_groups; i++)
+                for (int k = 0; k < s->groups[i].n_parts; k++) {
+                        s->groups[i].parts[k].retry_low = offset_in(begins, s->groups[i].kname, k);
+                        s->groups[i].parts[k].retry_high = offset_in(ends, s->groups[i].kname, k);
+                }
+        rd_kafka_topic_partition_list_destroy(ends);
+        rd_kafka_topic_partition_list_destroy(begins);
+        return r;
+}
+
+static void see_state(struct seen *s, const char *kname, int32_t p, struct om_span text) {
+        for (size_t i = 0; i < s->n_groups; i++) {
+                struct seen_group *g = &s->groups[i];
+
+                if (strcmp(g->kname, kname) != 0 || p >= g->n_parts || g->parts[p].known)
+                        continue;
+                g->parts[p].known = kafka_state_unpack(text, &g->parts[p].state) == 0;
+                return;
+        }
+}
+
+/* What was committed for all groups of our consumer group. Asked by a handle that has a group: where a coordinator answers that it is none,
+ * librdkafka 2.0 looks for another one for the handle's group without looking whether it has one, and crashes. */
+static int see_committed(struct om_bus *b, struct seen *s, struct om_error *e) {
+        const char *const properties[][2] = { { "group.id", b->group_id }, { "enable.auto.commit", "false" }, { NULL, NULL } };
+        rd_kafka_t *rk = kafka_handle(b, RD_KAFKA_CONSUMER, properties, e);
+        rd_kafka_ListConsumerGroupOffsets_t *ask;
+        rd_kafka_AdminOptions_t *options;
+        rd_kafka_queue_t *q;
+        rd_kafka_event_t *ev;
+        int r = 0;
+
+        if (!rk)
+                return om_kind_errno(e->kind);
+        ask = rd_kafka_ListConsumerGroupOffsets_new(b->group_id, NULL);
+        options = rd_kafka_AdminOptions_new(rk, RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS);
+        q = rd_kafka_queue_new(rk);
+        rd_kafka_AdminOptions_set_request_timeout(options, ADMIN_MS, NULL, 0);
+        rd_kafka_ListConsumerGroupOffsets(rk, &ask, 1, options, q);
+        ev = rd_kafka_queue_poll(q, ADMIN_MS + 1000);
+        if (!ev || rd_kafka_event_error(ev))
+                r = kafka_error(ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT, ev ? rd_kafka_event_error_string(ev) : NULL,
+                        "asking for what is committed", e);
+        else {
+                size_t n = 0;
+                const rd_kafka_group_result_t **groups =
+                        rd_kafka_ListConsumerGroupOffsets_result_groups(rd_kafka_event_ListConsumerGroupOffsets_result(ev), &n);
+                const rd_kafka_topic_partition_list_t *list = n ? rd_kafka_group_result_partitions(groups[0]) : NULL;
+
+                for (int i = 0; list && i < list->cnt; i++)
+                        if (list->elems[i].metadata_size)
+                                see_state(s, list->elems[i].topic, list->elems[i].partition,
+                                        (struct om_span){ list->elems[i].metadata, list->elems[i].metadata_size });
+        }
+        if (ev)
+                rd_kafka_event_destroy(ev);
+        rd_kafka_queue_destroy(q);
+        rd_kafka_AdminOptions_destroy(options);
+        rd_kafka_ListConsumerGroupOffsets_destroy(ask);
+        rd_kafka_destroy_flags(rk, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+        return r;
+}
+
+int kafka_look_names(struct om_bus *b, struct om_span topic, struct seen *ret, struct om_error *e) {
+        const struct rd_kafka_metadata *md = NULL;
+        rd_kafka_resp_err_t err = rd_kafka_metadata(b->producer, 1, NULL, &md, ADMIN_MS);
+        int r;
+
+        *ret = (struct seen){ .n_topics = 0 };
+        if (err)
+                return kafka_error(err, NULL, "asking for the topics", e);
+        r = see_topics(b, topic, md, ret);
+        rd_kafka_metadata_destroy(md);
+        if (r < 0) {
+                om_error_set_errno(e, ENOMEM, "Kafka");
+                kafka_seen_deinit(ret);
+        }
+        return r;
+}
+
+int kafka_look(struct om_bus *b, struct om_span topic, const struct snapshot *snap, struct seen *ret, struct om_error *e) {
+        int r = kafka_look_names(b, topic, ret, e);
+
+        if (r < 0)
+                return r;
+        r = see_offsets(b, ret, e);
+        for (; !r && snap; snap = snap->next)
+                see_state(ret, snap->kname, snap->p, (struct om_span){ snap->text, snap->len });
+        if (!r && ret->n_groups)
+                r = see_committed(b, ret, e);
+        for (size_t i = 0; !r && i < ret->n_groups; i++)
+                for (size_t k = 0; k < ret->n_topics; k++)
+                        if (om_span_eq(ret->groups[i].topic, ret->topics[k].topic)) {
+                                ret->topics[k].n_groups++;
+                                for (int p = 0; p < ret->groups[i].n_parts && p < ret->topics[k].n_parts; p++) {
+                                        ret->groups[i].parts[p].log_low = ret->topics[k].low[p];
+                                        ret->groups[i].parts[p].log_high = ret->topics[k].high[p];
+                                }
+                                break;
+                        }
+        if (r < 0)
+                kafka_seen_deinit(ret);
+        return r;
+}
+
+static uint64_t plus(int64_t n) { return n > 0 ? (uint64_t) n : 0; }
+
+struct om_bus_group_row kafka_group_row(const struct seen_group *g) {
+        struct om_bus_group_row row = { .topic = g->topic, .agent = g->agent };
+
+        for (int i = 0; i < g->n_parts; i++) {
+                const struct seen_part *p = &g->parts[i];
+                const struct kafka_position *log = &p->state.at[KAFKA_AT_LOG], *again = &p->state.at[KAFKA_AT_RETRY];
+                int64_t next = p->known ? log->next : p->log_low, open, waiting = 0;
+
+                row.finished += p->state.finished;
+                row.lag += plus(p->log_high - (next > p->log_low ? next : p->log_low));
+                for (int w = 0; w < 2; w++) {
+                        const struct kafka_position *at = &p->state.at[w];
+
+                        for (size_t k = 0; k < at->n_marks; k++) {
+                                waiting += at->marks[k].waiting;
+                                if (at->marks[k].waiting && at->marks[k].attempts)
+                                        row.retrying++;
+                                else if (at->marks[k].waiting)
+                                        row.lag++;
+                        }
+                }
+                open = log->next - log->track.low - (int64_t) kafka_track_above(&log->track);
+                open += again->next - again->track.low - (int64_t) kafka_track_above(&again->track);
+                row.leased += plus(open - waiting);
+                if (p->known) /* the first of it is where the group starts */
+                        row.retrying += plus(p->retry_high - (again->next > p->retry_low ? again->next : p->retry_low) -
+                                (again->next == 0 && p->retry_low == 0));
+        }
+        return row;
+}
+
+static const struct kafka_position *position(const struct seen *s, const struct seen_topic *t, size_t *i, int part) {
+        for (; *i < s->n_groups; (*i)++) {
+                const struct seen_group *g = &s->groups[*i];
+
+                if (!om_span_eq(g->topic, t->topic) || part >= g->n_parts)
+                        continue;
+                (*i)++;
+                return &g->parts[part].state.at[KAFKA_AT_LOG];
+        }
+        return NULL;
+}
+
+int64_t kafka_finished_below(const struct seen *s, const struct seen_topic *t, int part) {
+        int64_t low = INT64_MAX;
+
+        if (!t->n_groups)
+                return -1;
+        for (size_t i = 0; i < s->n_groups; i++) {
+                const struct seen_group *g = &s->groups[i];
+
+                if (!om_span_eq(g->topic, t->topic))
+                        continue;
+                if (part >= g->n_parts || !g->parts[part].known)
+                        return -1;
+                if (g->parts[part].state.at[KAFKA_AT_LOG].track.low < low)
+                        low = g->parts[part].state.at[KAFKA_AT_LOG].track.low;
+        }
+        return low;
+}
+
+bool kafka_done_by_all(const struct seen *s, const struct seen_topic *t, int part, int64_t offset, int64_t *ret_until) {
+        const struct kafka_position *p;
+        int64_t done_until = INT64_MAX, open_until = 0;
+        bool done = t->n_groups > 0;
+
+        for (size_t i = 0; (p = position(s, t, &i, part));) {
+                const struct kafka_track *track = &p->track;
+                int64_t until = track->low;
+                bool mine = offset < track->low;
+
+                for (size_t k = 0; !mine && k <= track->n; k++) {
+                        until = k < track->n ? track->runs[k].from : INT64_MAX;
+                        if (offset < until)
+                                break;
+                        until = track->runs[k].to;
+                        mine = offset < until;
+                }
+                done &= mine;
+                if (mine && until < done_until)
+                        done_until = until;
+                if (!mine && until > open_until)
+                        open_until = until;
+        }
+        *ret_until = done ? done_until : open_until ? open_until : INT64_MAX;
+        return done;
+}
+
+uint64_t kafka_depth(const struct seen *s, const struct seen_topic *t) {
+        uint64_t depth = 0;
+
+        for (int p = 0; p < t->n_parts; p++)
+                for (int64_t at = t->low[p], until; at < t->high[p]; at = until) {
+                        bool done = kafka_done_by_all(s, t, p, at, &until);
+
+                        if (until > t->high[p])
+                                until = t->high[p];
+                        if (!done)
+                                depth += plus(until - at);
+                }
+        for (size_t i = 0; i < s->n_groups; i++)
+                for (int p = 0; om_span_eq(s->groups[i].topic, t->topic) && p < s->groups[i].n_parts; p++) {
+                        const struct seen_part *part = &s->groups[i].parts[p];
+                        const struct kafka_track *track = &part->state.at[KAFKA_AT_RETRY].track;
+                        int64_t low = track->low > part->retry_low ? track->low : part->retry_low;
+
+                        low = low ? low : 1; /* the first is where the group starts */
+                        depth += plus(part->retry_high - low - (int64_t) kafka_track_above(track));
+                }
+        return depth;
+}
+
+/* -- what stands in a partition ------------------------------------------------------------------------------------------------- */
+
+int kafka_read(struct om_bus *b, const char *kname, int32_t p, int64_t from, int64_t to, bool (*fn)(void *ctx, const rd_kafka_message_t *m),
+        void *ctx, struct om_error *e) {
+        static const char *const properties[][2] = { { "enable.auto.commit", "false" }, { "enable.partition.eof", "true" },
+                { "auto.offset.reset", "earliest" }, { "fetch.wait.max.ms", "50" }, { "isolation.level", "read_committed" },
+                { NULL, NULL } };
+        rd_kafka_t *rk;
+        rd_kafka_topic_t *t;
+        int64_t by = om_clock_ms() + ADMIN_MS;
+        bool more = from < to;
+        int r = 0;
+
+        if (!more)
+                return 0;
+        rk = kafka_handle(b, RD_KAFKA_CONSUMER, properties, e);
+        if (!rk)
+                return -EINVAL;
+        t = rd_kafka_topic_new(rk, kname, NULL);
+        if (!t || rd_kafka_consume_start(t, p, from))
+                r = kafka_error(rd_kafka_last_error(), NULL, kname, e);
+        while (!r && more) {
+                rd_kafka_message_t *m = rd_kafka_consume(t, p, 200);
+
+                if (m && !m->err) {
+                        more = m->offset < to && fn(ctx, m) && m->offset + 1 < to;
+                        by = om_clock_ms() + ADMIN_MS;
+                } else if (m && m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF)
+                        more = false;
+                else if (m && m->err != RD_KAFKA_RESP_ERR__TRANSPORT && m->err != RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
+                        r = kafka_error(m->err, rd_kafka_message_errstr(m), kname, e);
+                else if (om_clock_ms() > by)
+                        r = kafka_error(RD_KAFKA_RESP_ERR__TIMED_OUT, NULL, kname, e);
+                if (m)
+                        rd_kafka_message_destroy(m);
+        }
+        if (t) {
+                rd_kafka_consume_stop(t, p);
+                rd_kafka_topic_destroy(t);
+        }
+        rd_kafka_destroy_flags(rk, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+        return r;
+}
+
+/* -- deleting ---------------------------------------------------------------------------------------------------------------------- */
+
+int kafka_delete_topics(struct om_bus *b, const char *const *knames, size_t n, size_t *ret_deleted, struct om_error *e) {
+        rd_kafka_DeleteTopic_t **topics = calloc(n + 1, sizeof(rd_kafka_DeleteTopic_t *));
+        rd_kafka_AdminOptions_t *options = rd_kafka_AdminOptions_new(b->producer, RD_KAFKA_ADMIN_OP_DELETETOPICS);
+        rd_kafka_queue_t *q = rd_kafka_queue_new(b->producer);
+        rd_kafka_event_t *ev = NULL;
+        size_t count = 0;
+        int r = topics ? 0 : om_error_set_errno(e, ENOMEM, "Kafka");
+
+        *ret_deleted = 0;
+        rd_kafka_AdminOptions_set_request_timeout(options, ADMIN_MS, NULL, 0);
+        rd_kafka_AdminOptions_set_operation_timeout(options, ADMIN_MS, NULL, 0);
+        for (size_t i = 0; !r && i < n; i++)
+                topics[i] = rd_kafka_DeleteTopic_new(knames[i]);
+        if (!r && n) {
+                rd_kafka_DeleteTopics(b->producer, topics, n, options, q);
+                ev = rd_kafka_queue_poll(q, ADMIN_MS + 1000);
+                if (!ev || rd_kafka_event_error(ev))
+                        r = kafka_error(ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT,
+                                ev ? rd_kafka_event_error_string(ev) : NULL, "deleting topics", e);
+        }
+        if (!r && ev) {
+                const rd_kafka_topic_result_t **t = rd_kafka_DeleteTopics_result_topics(rd_kafka_event_DeleteTopics_result(ev), &count);
+
+                for (size_t i = 0; i < count; i++) {
+                        rd_kafka_resp_err_t err = rd_kafka_topic_result_error(t[i]);
+
+                        *ret_deleted += !err;
+                        if (err && err != RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART)
+                                r = kafka_error(err, rd_kafka_topic_result_error_string(t[i]), rd_kafka_topic_result_name(t[i]), e);
+                }
+        }
+        if (ev)
+                rd_kafka_event_destroy(ev);
+        for (size_t i = 0; topics && i < n; i++)
+                if (topics[i])
+                        rd_kafka_DeleteTopic_destroy(topics[i]);
+        free(topics);
+        rd_kafka_queue_destroy(q);
+        rd_kafka_AdminOptions_destroy(options);
+        return r;
+}
+
+int kafka_delete_records(struct om_bus *b, rd_kafka_topic_partition_list_t *before, struct om_error *e) {
+        rd_kafka_DeleteRecords_t *del = rd_kafka_DeleteRecords_new(before);
+        rd_kafka_queue_t *q = rd_kafka_queue_new(b->producer);
+        rd_kafka_event_t *ev;
+        int r = 0;
+
+        rd_kafka_DeleteRecords(b->producer, &del, 1, NULL, q);
+        ev = rd_kafka_queue_poll(q, ADMIN_MS);
+        if (!ev || rd_kafka_event_error(ev))
+                r = kafka_error(ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT, ev ? rd_kafka_event_error_string(ev) : NULL,
+                        "deleting what is finished", e);
+        if (ev)
+                rd_kafka_event_destroy(ev);
+        rd_kafka_queue_destroy(q);
+        rd_kafka_DeleteRecords_destroy(del);
+        return r;
+}

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef OM_KAFKA_ADMIN_H
+#define OM_KAFKA_ADMIN_H
+/*
+ * What is asked of the brokers to look in and to change: which topics and groups there are, how far they are, what stands in a topic. All
+ * of it blocks: on the worker of calls only.
+ */
+#include "bus_state.h"
+
+struct seen_part {
+        int64_t log_low, log_high, retry_low, retry_high;
+        bool known; /* the group has committed, or this daemon serves it */
+        struct kafka_state state;
+};
+struct seen_group {
+        char kname[KAFKA_NAME_MAX + 1];
+        struct om_span topic, agent; /* in the arena */
+        int n_parts;
+        struct seen_part *parts;
+};
+struct seen_topic {
+        char kname[KAFKA_NAME_MAX + 1];
+        struct om_span topic;
+        int n_parts;
+        int64_t *low, *high;
+        size_t n_groups;
+};
+/* What this daemon knows better than the brokers: taken on the loop before the call. */
+struct snapshot {
+        char kname[KAFKA_NAME_MAX + 1];
+        int32_t p;
+        char *text;
+        size_t len;
+        struct snapshot *next;
+};
+struct snapshot *kafka_snapshot(struct om_bus *b, struct om_span topic);
+void kafka_snapshot_free(struct snapshot *s);
+
+struct seen {
+        struct om_arena arena;
+        struct seen_topic *topics;
+        size_t n_topics;
+        struct seen_group *groups;
+        size_t n_groups;
+        char (*dead)[KAFKA_NAME_MAX + 1]; /* dead-letter topics */
+        size_t n_dead;
+};
+/* All topics and groups, or those of one topic. */
+int kafka_look(struct om_bus *b, struct om_span topic, const struct snapshot *snap, struct seen *ret, struct om_error *e);
+int kafka_look_names(struct om_bus *b, struct om_span topic, struct seen *ret, struct om_error *e); /* no offsets */
+bool kafka_seen_dead(const struct seen *s, const char *kname);
+void kafka_seen_deinit(struct seen *s);
+struct om_bus_group_row kafka_group_row(const struct seen_group *g);
+/* Below this all groups of the topic have finished; −1: nobody can say, or there is none. */
+int64_t kafka_finished_below(const struct seen *s, const struct seen_topic *t, int part);
+/* Whether all groups have finished the offset; *ret_until: up to where that is so. */
+bool kafka_done_by_all(const struct seen *s, const struct seen_topic *t, int part, int64_t offset, int64_t *ret_until);
+uint64_t kafka_depth(const struct seen *s, const struct seen_topic *t);
+
+/* Calls fn for the messages of a partition, from ≤ offset < to, until it returns false. */
+int kafka_read(struct om_bus *b, const char *kname, int32_t p, int64_t from, int64_t to, bool (*fn)(void *ctx, const rd_kafka_message_t *m),
+        void *ctx, struct om_error *e);
+int kafka_watermarks(struct om_bus *b, rd_kafka_topic_partition_list_t *ends, rd_kafka_topic_partition_list_t *begins, struct om_error *e);
+int kafka_delete_topics(struct om_bus *b, const char *const *knames, size_t n, size_t *ret_deleted, struct om_error *e);
+int kafka_delete_records(struct om_bus *b, rd_kafka_topic_partition_list_t *before, struct om_error *e);
+
+/* Dead letters of one group, brought up to what its topic holds now. */
+struct dead_entry {
+        UT_hash_handle hh;
+        char place[48];
+        int64_t offset;
+        struct dead_entry *prev, *next; /* by offset */
+};
+struct dead_topic {
+        UT_hash_handle hh;
+        char kname[KAFKA_NAME_MAX + 1];
+        int64_t next; /* up to here it was read */
+        struct dead_entry *by_place, *list;
+        size_t n;
+};
+int kafka_dead_scan(struct om_bus *b, const char *kname, struct dead_topic **ret, struct om_error *e);
+/* A message as a dead letter; spans in the arena. False: it is none. */
+bool kafka_letter_read(const rd_kafka_message_t *m, struct om_arena *arena, struct om_dead_letter *ret);
+
+#endif

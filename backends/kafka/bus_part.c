@@ -1,0 +1,722 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One partition of a group that is ours: its messages on their way to the core, and what a commit says of it.
+ *
+ * Always true:
+ *   - a message that was read and is not finished is a delivery in part->open, in the state that the enum says;
+ *   - the log is read as far as somebody wants it, the retry topic as it comes: what it holds waits for its time;
+ *   - of what the owner before had open, `pos.marks` keeps the attempts until the message itself has been read;
+ *   - the core gets what one turn of the loop brought as one array a group.
+ *
+ * Loop thread.
+ */
+#include "bus_state.h"
+
+enum { BATCH = 128, RETRIES_MAX = 10000, HELD_MAX = 4000, TOUCH_MS = 100, BURST = 1 << 20, LANE_MS = 2000, CODE_PART = 256 };
+
+/* -- messages as records --------------------------------------------------------------------------------------------------- */
+
+struct om_span kafka_message_header(const rd_kafka_message_t *m, const char *name) {
+        rd_kafka_headers_t *headers;
+        const void *value;
+        size_t size;
+
+        if (rd_kafka_message_headers(m, &headers) || rd_kafka_header_get_last(headers, name, &value, &size) || !value)
+                return OM_SPAN_NONE;
+        return (struct om_span){ value, size };
+}
+
+struct om_span kafka_message_record(const rd_kafka_message_t *m, const char *topic, bool any_topic, struct om_arena *arena) {
+        struct om_span data = { m->payload, m->len }, id;
+        struct om_record_header list[64];
+        struct om_record_foreign f = { .data = data, .headers = list };
+        rd_kafka_headers_t *headers = NULL;
+        const char *name;
+        const void *value;
+        size_t size;
+        char place[KAFKA_NAME_MAX + 40];
+
+        if (data.p && om_record_is(data, any_topic ? NULL : topic))
+                return data;
+        snprintf(place, sizeof place, "%.140s:%d:%lld", rd_kafka_topic_name(m->rkt), (int) m->partition, (long long) m->offset);
+        f.place = om_span_of(place);
+        f.topic = om_span_of(topic ? topic : rd_kafka_topic_name(m->rkt));
+        f.created_ms = rd_kafka_message_timestamp(m, NULL);
+        id = kafka_message_header(m, "omni-id");
+        f.id = id.p ? id : kafka_message_header(m, "ce_id");
+        f.source = kafka_message_header(m, "ce_source");
+        f.traceparent = kafka_message_header(m, "traceparent");
+        if (!rd_kafka_message_headers(m, &headers))
+                for (size_t i = 0; f.n_headers < 64 && !rd_kafka_header_get_all(headers, i, &name, &value, &size); i++)
+                        if (value && strcmp(name, "traceparent") != 0 && strncmp(name, "omni-", 5) != 0)
+                                list[f.n_headers++] = (struct om_record_header){ om_span_of(name), { value, size } };
+        return om_record_make(&f, arena);
+}
+
+static int64_t header_number(const rd_kafka_message_t *m, const char *name) {
+        struct om_span s = kafka_message_header(m, name);
+        char text[24];
+
+        if (!s.p || s.len >= sizeof text)
+                return 0;
+        snprintf(text, sizeof text, "%.*s", OM_PRI(s));
+        return atoll(text);
+}
+
+/* -- keys -------------------------------------------------------------------------------------------------------------------- */
+
+/* Into its key's row. Whether it is the first there, and may go. */
+static bool key_join(struct delivery *d) {
+        struct part *p = d->part;
+        struct key *k = NULL;
+
+        if (d->which != KAFKA_AT_LOG || !d->msg->key_len)
+                return true;
+        HASH_FIND(hh, p->keys, d->msg->key, d->msg->key_len, k);
+        if (!k) {
+                k = calloc(1, sizeof *k + d->msg->key_len);
+                if (!k)
+                        return true;
+                memcpy(k->text, d->msg->key, d->msg->key_len);
+                HASH_ADD(hh, p->keys, text[0], d->msg->key_len, k);
+                if (!k->hh.tbl) {
+                        free(k);
+                        return true;
+                }
+        }
+        d->key = k;
+        k->n++;
+        if (!k->busy) {
+                k->busy = d;
+                return true;
+        }
+        DL_APPEND2(k->held, d, rprev, rnext);
+        return false;
+}
+
+static void make_ready(struct delivery *d);
+
+static void key_leave(struct delivery *d) {
+        struct part *p = d->part;
+        struct key *k = d->key;
+
+        if (!k)
+                return;
+        d->key = NULL;
+        if (k->busy != d)
+                DL_DELETE2(k->held, d, rprev, rnext);
+        else {
+                struct delivery *next = k->held;
+
+                k->busy = next;
+                if (next) {
+                        DL_DELETE2(k->held, next, rprev, rnext);
+                        make_ready(next);
+                }
+        }
+        if (--k->n == 0) {
+                HASH_DEL(p->keys, k);
+                free(k);
+        }
+}
+
+/* -- deliveries ---------------------------------------------------------------------------------------------------------------- */
+
+static void on_due(evutil_socket_t fd, short what, void *ctx);
+
+/* What comes back comes before what is behind it. */
+static void make_ready(struct delivery *d) {
+        struct part *p = d->part;
+        struct delivery *at = p->ready;
+
+        d->state = D_READY;
+        if (p->ready && p->ready->rprev->offset <= d->offset)
+                at = NULL;
+        while (at && (at->which != d->which || at->offset < d->offset))
+                at = at->rnext;
+        if (at)
+                DL_PREPEND_ELEM2(p->ready, at, d, rprev, rnext);
+        else
+                DL_APPEND2(p->ready, d, rprev, rnext);
+        kafka_pump_soon(p->group->bus);
+}
+
+static void make_waiting(struct delivery *d) {
+        int64_t ms = d->due_ms - om_now_ms();
+
+        if (ms <= 0) {
+                make_ready(d);
+                return;
+        }
+        d->state = D_WAITING;
+        if (!d->timed)
+                evtimer_assign(&d->timer, d->part->group->bus->host->base, on_due, d);
+        d->timed = true;
+        evtimer_add(&d->timer, (&(struct timeval){ ms / 1000, ms % 1000 * 1000 }));
+}
+
+static void on_due(evutil_socket_t fd, short what, void *ctx) { make_waiting(ctx); }
+
+static void delivery_free(struct delivery *d) {
+        if (d->timed)
+                event_del(&d->timer);
+        if (d->msg)
+                rd_kafka_message_destroy(d->msg);
+        om_arena_deinit(&d->arena);
+        free(d);
+}
+
+static void delivery_leave(struct delivery *d) {
+        struct part *p = d->part;
+
+        if (d->state == D_READY)
+                DL_DELETE2(p->ready, d, rprev, rnext);
+        if (d->timed)
+                event_del(&d->timer);
+        key_leave(d);
+        DL_DELETE(p->open, d);
+        p->n_open[d->which]--;
+        d->part = NULL;
+}
+
+void kafka_delivery_over(struct delivery *d) {
+        if (d->part) {
+                if (d->state == D_LEASED || d->state == D_SETTLED || d->state == D_LATE)
+                        d->part->n_leased--;
+                delivery_leave(d);
+        }
+        delivery_free(d);
+}
+
+void kafka_delivery_again(struct delivery *d, uint32_t attempts, int64_t due_ms) {
+        d->part->n_leased--;
+        d->attempts = attempts;
+        d->due_ms = due_ms;
+        make_waiting(d);
+}
+
+/* The mark of the owner before for this offset; taken. */
+static bool take_mark(struct kafka_position *pos, int64_t offset, struct kafka_mark *ret) {
+        for (size_t i = 0; i < pos->n_marks; i++)
+                if (pos->marks[i].offset == offset) {
+                        *ret = pos->marks[i];
+                        memmove(pos->marks + i, pos->marks + i + 1, (--pos->n_marks - i) * sizeof *pos->marks);
+                        return true;
+                }
+        return false;
+}
+
+static void arrived(struct part *p, int which, rd_kafka_message_t *m) {
+        struct stream *s = &p->at[which];
+        struct delivery *d = calloc(1, sizeof *d);
+        struct kafka_mark mark;
+        bool begun = m->offset < s->inherited_next;
+
+        if (!d) { /* read again by who has it next; counted as open */
+                rd_kafka_message_destroy(m);
+                return;
+        }
+        d->part = p;
+        d->which = which;
+        d->msg = m;
+        d->offset = m->offset;
+        d->delivery.record = kafka_message_record(m, p->group->topic, which == KAFKA_AT_RETRY, &d->arena);
+        if (which == KAFKA_AT_RETRY) {
+                d->attempts = (uint32_t) header_number(m, "omni-attempts");
+                d->due_ms = header_number(m, "omni-due");
+        }
+        if (begun && take_mark(&s->pos, m->offset, &mark)) {
+                d->attempts = mark.attempts;
+                d->due_ms = mark.waiting ? mark.due_ms : p->hold_until_ms;
+        } else if (begun) {
+                d->attempts++;
+                d->due_ms = p->hold_until_ms;
+        }
+        DL_APPEND(p->open, d);
+        p->n_open[which]++;
+        if (key_join(d))
+                make_waiting(d);
+        else
+                d->state = D_HELD;
+}
+
+/* -- reading -------------------------------------------------------------------------------------------------------------------- */
+
+static void finished_gap(struct part *p, struct stream *s, int64_t to) {
+        if (to <= s->read)
+                return;
+        kafka_track_done(&s->pos.track, s->read, to);
+        if (s->pos.next < to && !p->open)
+                s->pos.next = to;
+        s->read = to;
+        kafka_part_touch(p);
+}
+
+static void read_one(struct part *p, int which, rd_kafka_message_t *m) {
+        struct stream *s = &p->at[which];
+
+        s->seen |= !m->err || m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF;
+        if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF)
+                finished_gap(p, s, m->offset); /* transactions' marks are offsets too */
+        else if (m->err && m->err != RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART && m->err != RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION)
+                om_host_log(p->group->bus->host, OM_LOG_WARNING, "Kafka: reading %s [%d]: %s", which ? p->group->kname : p->group->log,
+                        (int) p->p, rd_kafka_message_errstr(m));
+        if (m->err) {
+                rd_kafka_message_destroy(m);
+                return;
+        }
+        finished_gap(p, s, m->offset);
+        s->read = m->offset + 1;
+        s->burst += 512 + (uint32_t) m->len;
+        if (kafka_track_is_done(&s->pos.track, m->offset))
+                rd_kafka_message_destroy(m);
+        else if (which == KAFKA_AT_RETRY && m->offset == 0 && m->key_len == 10 && memcmp(m->key, "omni-start", 10) == 0) {
+                kafka_track_done(&s->pos.track, 0, 1);
+                if (s->pos.next < 1)
+                        s->pos.next = 1;
+                rd_kafka_message_destroy(m);
+        } else
+                arrived(p, which, m);
+}
+
+static void read_some(struct part *p, int which, size_t n) {
+        struct stream *s = &p->at[which];
+        rd_kafka_message_t *m[BATCH];
+        ssize_t got = rd_kafka_consume_batch_queue(s->queue, 0, m, n < BATCH ? n : BATCH);
+
+        for (ssize_t i = 0; i < got; i++)
+                read_one(p, which, m[i]);
+        if (got > 0)
+                return;
+        s->more = false;
+        if (s->burst > BURST) /* the library may have stopped asking for it, and wait for others */
+                kafka_wake(p->group->bus);
+        s->burst = 0;
+}
+
+void kafka_part_readable(struct om_bus *b, uint32_t code) {
+        uint32_t slot = code / 2;
+        struct part *p = NULL;
+
+        HASH_FIND(hh, b->parts_by_slot, &slot, sizeof slot, p);
+        if (p && p->at[code % 2].started)
+                p->at[code % 2].more = true;
+}
+
+/* -- to the core ------------------------------------------------------------------------------------------------------------------ */
+
+static bool lease(struct om_bus_sub *sub, struct delivery *d) {
+        struct part *p = d->part;
+        struct kafka_position *pos = &p->at[d->which].pos;
+
+        if (sub->n_fresh == sub->cap_fresh) {
+                size_t cap = sub->cap_fresh ? sub->cap_fresh * 2 : 16;
+                struct om_delivery **fresh = reallocarray(sub->fresh, cap, sizeof(struct om_delivery *));
+
+                if (!fresh)
+                        return false;
+                sub->fresh = fresh;
+                sub->cap_fresh = cap;
+        }
+        DL_DELETE2(p->ready, d, rprev, rnext);
+        d->state = D_LEASED;
+        d->attempts++;
+        d->delivery.attempt = d->attempts;
+        d->delivery.sub = sub;
+        p->n_leased++;
+        if (pos->next <= d->offset)
+                pos->next = d->offset + 1;
+        sub->fresh[sub->n_fresh++] = &d->delivery;
+        sub->want--;
+        p->dirty = true; /* that it was begun is committed now, while the worker works */
+        kafka_commit_soon(p->group->bus);
+        return true;
+}
+
+void kafka_sub_forget(struct om_bus_sub *s) {
+        for (size_t i = 0; i < s->n_fresh; i++) {
+                struct delivery *d = (struct delivery *) s->fresh[i];
+
+                if (!d->part) {
+                        delivery_free(d);
+                        continue;
+                }
+                d->part->n_leased--;
+                d->attempts--;
+                make_ready(d);
+        }
+        s->n_fresh = 0;
+}
+
+static void pump_part(struct om_bus_sub *sub, struct part *p) {
+        if (p->state != PART_RUNNING)
+                return;
+        if (!p->at[KAFKA_AT_LOG].seen && p->at[KAFKA_AT_LOG].more && !p->n_open[KAFKA_AT_LOG])
+                read_some(p, KAFKA_AT_LOG, 1);
+        while (p->at[KAFKA_AT_RETRY].more && p->n_open[KAFKA_AT_RETRY] < RETRIES_MAX)
+                read_some(p, KAFKA_AT_RETRY, BATCH);
+        while (sub->want && !p->full) {
+                if (p->ready) {
+                        if (!lease(sub, p->ready))
+                                return;
+                } else if (p->at[KAFKA_AT_LOG].more && p->n_open[KAFKA_AT_LOG] - p->n_leased < HELD_MAX)
+                        read_some(p, KAFKA_AT_LOG, sub->want);
+                else
+                        return;
+        }
+}
+
+static void pump(struct om_post *post) {
+        struct om_bus *b = CONTAINER(post, struct om_bus, pump);
+        struct om_bus_sub *s, *next;
+
+        b->pump_posted = false;
+        if (b->ending || b->closing)
+                return;
+        DL_FOREACH (b->subs, s) {
+                struct group *g = s->group;
+
+                for (int i = 0; g && i < g->n_parts; i++)
+                        pump_part(s, &g->parts[(g->turn + i) % g->n_parts]);
+                if (g && g->n_parts)
+                        g->turn = (g->turn + 1) % g->n_parts;
+        }
+        DL_FOREACH_SAFE (b->subs, s, next) {
+                size_t n = s->n_fresh;
+
+                if (!n)
+                        continue;
+                s->n_fresh = 0;
+                b->events->deliver(s->core, s->fresh, n);
+        }
+}
+
+void kafka_pump_soon(struct om_bus *b) {
+        if (b->pump_posted || b->closing)
+                return;
+        b->pump_posted = true;
+        b->pump.fn = pump;
+        om_host_post(b->host, &b->pump);
+}
+
+void kafka_bus_want(struct om_bus_sub *s, unsigned n) {
+        s->want = n;
+        if (n && s->group)
+                kafka_pump_soon(s->group->bus);
+}
+
+/* -- what a commit says --------------------------------------------------------------------------------------------------------- */
+
+static void on_touch(struct part *p) {
+        struct om_bus *b = p->group->bus;
+
+        if (!event_pending(b->commit_timer, EV_TIMEOUT, NULL))
+                evtimer_add(b->commit_timer, (&(struct timeval){ 0, TOUCH_MS * 1000 }));
+}
+
+void kafka_part_touch(struct part *p) {
+        p->dirty = true;
+        on_touch(p);
+}
+
+/* The attempts of what is open, unless they follow from its place: below `next`, and with a worker for the first time. */
+static int add_marks(struct kafka_state *s, const struct part *p, bool clean) {
+        const struct delivery *d;
+
+        for (int i = 0; i < 2; i++) {
+                const struct kafka_position *pos = &p->at[i].pos;
+                size_t n = pos->n_marks;
+
+                s->at[i].track = pos->track;
+                s->at[i].next = pos->next;
+                s->at[i].marks = calloc(n + p->n_open[i] + 1, sizeof(struct kafka_mark));
+                if (!s->at[i].marks)
+                        return -ENOMEM;
+                if (n)
+                        memcpy(s->at[i].marks, pos->marks, n * sizeof(struct kafka_mark));
+                s->at[i].n_marks = n;
+        }
+        DL_FOREACH (p->open, d) {
+                struct kafka_position *pos = &s->at[d->which];
+                struct kafka_mark m = { .offset = d->offset, .attempts = d->attempts, .waiting = true, .due_ms = d->due_ms };
+
+                if (d->offset >= pos->next || kafka_track_is_done(&pos->track, d->offset))
+                        continue;
+                if (d->state == D_LEASED || d->state == D_LATE || d->state == D_SETTLED) {
+                        const struct verdict *v = d->verdict;
+
+                        m.waiting = v && (v->kind == OM_RETRY || v->kind == OM_RELEASE);
+                        m.due_ms = m.waiting && v->kind == OM_RETRY ? v->due_ms : 0;
+                        if (m.waiting && v->kind == OM_RELEASE)
+                                m.attempts--;
+                        if (!m.waiting && d->which == KAFKA_AT_LOG && m.attempts == 1)
+                                continue;
+                } else if (m.due_ms <= om_now_ms())
+                        m.due_ms = 0;
+                pos->marks[pos->n_marks++] = m;
+        }
+        return 0;
+}
+
+int kafka_part_state(const struct part *p, bool clean, struct kafka_state *ret) {
+        *ret = (struct kafka_state){ .owner = p->group->bus->owner, .finished = p->finished, .clean = clean };
+        if (add_marks(ret, p, clean) == 0)
+                return 0;
+        kafka_part_state_free(ret);
+        return -ENOMEM;
+}
+
+void kafka_part_state_free(struct kafka_state *s) { /* the runs are the part's */
+        for (int i = 0; i < 2; i++)
+                free(s->at[i].marks);
+}
+
+void kafka_part_pack(struct part *p, struct om_buf *b, bool clean) {
+        struct kafka_state s;
+        size_t least;
+
+        if (kafka_part_state(p, clean, &s) < 0) {
+                b->failed = true;
+                return;
+        }
+        least = kafka_state_pack(b, &s, KAFKA_METADATA_MAX);
+        /* Too many holes: nothing more is handed out until some of them are closed. */
+        p->full = least > KAFKA_METADATA_MAX * 3 / 4;
+        p->crowded = b->len > KAFKA_METADATA_MAX / 2;
+        kafka_part_state_free(&s);
+}
+
+/* -- beginning and ending --------------------------------------------------------------------------------------------------------- */
+
+static void stream_begin(struct part *p, int which) {
+        struct stream *s = &p->at[which];
+        struct om_bus *b = p->group->bus;
+
+        s->postponed = false;
+        if (rd_kafka_consume_start_queue(s->rkt, p->p, s->pos.track.low, s->queue)) {
+                om_host_log(b->host, OM_LOG_ERROR, "Kafka: reading %s [%d]: %s", rd_kafka_topic_name(s->rkt), (int) p->p,
+                        rd_kafka_err2str(rd_kafka_last_error()));
+                return;
+        }
+        s->started = s->more = true;
+}
+
+static void wake_until_seen(struct om_bus *b) {
+        b->wake_ms = 5;
+        evtimer_add(b->wake_timer, (&(struct timeval){ 0, 5000 }));
+}
+
+void kafka_lane_ready(struct om_bus *b, struct lane *l) {
+        for (struct part *p = b->parts_by_slot; p; p = p->hh.next)
+                for (int i = 0; i < 2; i++)
+                        if (p->at[i].postponed && b->lanes[p->at[i].lane] == l)
+                                stream_begin(p, i);
+        wake_until_seen(b);
+}
+
+/* The library begins to ask for a partition in its own time, and the fetch that is under way then must end: told until it was answered. */
+void kafka_on_wake_timer(evutil_socket_t fd, short what, void *ctx) {
+        struct om_bus *b = ctx;
+        bool unseen = false;
+        int64_t ms;
+
+        for (struct part *p = b->parts_by_slot; p && !unseen; p = p->hh.next)
+                for (int i = 0; i < 2; i++)
+                        unseen |= p->at[i].postponed || (p->at[i].started && !p->at[i].seen);
+        for (unsigned i = 0; i < b->n_lanes; i++) /* the wake topic may be forbidden: it goes on without, if more slowly */
+                if (!b->lanes[i]->ready && om_clock_ms() - b->lanes[i]->since_ms > LANE_MS) {
+                        b->lanes[i]->ready = true;
+                        kafka_lane_ready(b, b->lanes[i]);
+                }
+        if (!unseen || b->closing || b->state != OM_BUS_READY)
+                return;
+        kafka_wake(b);
+        ms = b->wake_ms = b->wake_ms * 2 < 1000 ? b->wake_ms * 2 : 1000;
+        evtimer_add(b->wake_timer, (&(struct timeval){ ms / 1000, ms % 1000 * 1000 }));
+}
+
+static int stream_start(struct part *p, int which, struct om_error *e) {
+        struct om_bus *b = p->group->bus;
+        struct stream *s = &p->at[which];
+        struct lane *l;
+
+        s->lane = which == KAFKA_AT_LOG ? p->group->lane : 0;
+        l = kafka_lane(b, s->lane, e);
+        if (!l)
+                return -ENOBUFS;
+        s->rkt = rd_kafka_topic_new(l->rk, which == KAFKA_AT_LOG ? p->group->log : p->group->kname, NULL);
+        s->queue = rd_kafka_queue_new(l->rk);
+        if (!s->rkt)
+                return om_error_set(e, OM_INTERNAL, "Kafka: %s", rd_kafka_err2str(rd_kafka_last_error()));
+        kafka_watch(b, s->queue, CODE_PART + p->slot * 2 + (uint32_t) which);
+        s->postponed = !l->ready;
+        if (l->ready)
+                stream_begin(p, which);
+        return 0;
+}
+
+int kafka_part_start(struct part *p, struct kafka_state *state, struct om_error *e) {
+        struct group *g = p->group;
+        int64_t wait = g->reclaim_idle_ms - g->bus->settings.session_timeout_ms;
+        int r = 0;
+
+        p->finished = state->finished;
+        p->clean = p->full = p->crowded = false;
+        p->hold_until_ms = state->clean || state->owner == g->bus->owner || wait <= 0 ? 0 : om_now_ms() + wait;
+        for (int i = 0; i < 2; i++) {
+                p->at[i] = (struct stream){ .pos = state->at[i], .read = state->at[i].track.low, .inherited_next = state->at[i].next };
+                state->at[i] = (struct kafka_position){ .next = 0 };
+        }
+        for (int i = 0; i < 2 && !r; i++)
+                r = stream_start(p, i, e);
+        p->state = PART_RUNNING;
+        if (r < 0)
+                kafka_part_lose(p);
+        p->dirty = r == 0; /* said to be ours */
+        kafka_commit_soon(g->bus);
+        wake_until_seen(g->bus);
+        kafka_pump_soon(g->bus);
+        return r;
+}
+
+void kafka_part_suspend(struct part *p) {
+        if (p->state == PART_RUNNING || p->state == PART_LEAVING)
+                p->state = PART_SUSPENDED;
+        else if (p->state == PART_LOADING)
+                kafka_part_lose(p);
+        p->resuming = false;
+}
+
+/* Nobody has committed since: what we know still holds. */
+void kafka_part_resume(struct part *p) {
+        p->state = p->group->leaving ? PART_LEAVING : PART_RUNNING;
+        p->clean = p->group->leaving;
+        p->resuming = false;
+        p->dirty = true;
+        kafka_commit_soon(p->group->bus);
+        kafka_pump_soon(p->group->bus);
+}
+
+void kafka_part_stop(struct part *p) {
+        for (int i = 0; i < 2; i++) {
+                struct stream *s = &p->at[i];
+
+                if (s->started)
+                        rd_kafka_consume_stop(s->rkt, p->p);
+                s->started = s->more = false;
+                if (s->queue)
+                        rd_kafka_queue_destroy(s->queue);
+                s->queue = NULL;
+        }
+}
+
+void kafka_part_lose(struct part *p) {
+        struct om_bus *b = p->group->bus;
+        struct om_bus_sub *sub = p->group->sub;
+        struct om_delivery **out = p->n_leased ? calloc(p->n_leased, sizeof(struct om_delivery *)) : NULL;
+        struct delivery *d, *next;
+        size_t n = 0;
+
+        if (p->state == PART_IDLE)
+                return;
+        p->state = PART_IDLE;
+        p->resuming = false;
+        p->term++;
+        kafka_part_stop(p);
+        kafka_commit_lost(p);
+        for (size_t i = 0, kept = 0; sub && i < sub->n_fresh; i++) { /* the core has not got these */
+                d = (struct delivery *) sub->fresh[i];
+                if (d->part == p) {
+                        p->n_leased--;
+                        make_ready(d);
+                } else
+                        sub->fresh[kept++] = sub->fresh[i];
+                if (i + 1 == sub->n_fresh)
+                        sub->n_fresh = kept;
+        }
+        DL_FOREACH_SAFE (p->open, d, next) {
+                bool with_core = d->state == D_LEASED || d->state == D_LATE || d->state == D_SETTLED;
+                bool answered = d->state == D_SETTLED;
+
+                d->key = NULL;
+                if (d->state == D_READY)
+                        DL_DELETE2(p->ready, d, rprev, rnext);
+                if (d->timed)
+                        event_del(&d->timer);
+                DL_DELETE(p->open, d);
+                d->part = NULL;
+                if (!with_core) {
+                        delivery_free(d);
+                        continue;
+                }
+                d->state = D_ORPHAN;
+                d->delivery.gone = true;
+                if (out && !answered)
+                        out[n++] = &d->delivery;
+        }
+        while (p->keys) {
+                struct key *k = p->keys;
+
+                HASH_DEL(p->keys, k);
+                free(k);
+        }
+        p->n_leased = p->n_open[0] = p->n_open[1] = 0;
+        p->dirty = p->in_commit = p->in_txn = false;
+        for (int i = 0; i < 2; i++) {
+                if (p->at[i].rkt)
+                        rd_kafka_topic_destroy(p->at[i].rkt);
+                kafka_track_deinit(&p->at[i].pos.track);
+                free(p->at[i].pos.marks);
+                p->at[i] = (struct stream){ .read = 0 };
+        }
+        if (n && sub && !b->closing)
+                kafka_revoked_soon(b, p->group, out, n);
+        else
+                free(out);
+}
+
+/* -- revoking ------------------------------------------------------------------------------------------------------------------------ */
+
+struct revocation {
+        struct om_post post; /* first */
+        struct om_bus *bus;
+        struct om_bus_sub *sub;
+        struct om_delivery **out;
+        size_t n;
+        struct revocation *prev, *next;
+};
+
+static void tell_revoked(struct om_post *post) {
+        struct revocation *r = (struct revocation *) post;
+
+        DL_DELETE(r->bus->revocations, r);
+        if (r->sub)
+                r->bus->events->revoked(r->sub->core, r->out, r->n);
+        free(r->out);
+        free(r);
+}
+
+/* Not from within a call of the core. What it settles meanwhile leaves the list. */
+void kafka_revoked_soon(struct om_bus *b, struct group *g, struct om_delivery **out, size_t n) {
+        struct revocation *r = calloc(1, sizeof *r);
+
+        if (!r) {
+                free(out);
+                return;
+        }
+        *r = (struct revocation){ .post.fn = tell_revoked, .bus = b, .sub = g->sub, .out = out, .n = n };
+        DL_APPEND(b->revocations, r);
+        om_host_post(b->host, &r->post);
+}
+
+void kafka_revoked_except(struct om_bus *b, const struct om_delivery *d, const struct om_bus_sub *sub) {
+        struct revocation *r;
+
+        DL_FOREACH (b->revocations, r) {
+                if (sub && r->sub == sub)
+                        r->sub = NULL;
+                for (size_t i = 0; d && i < r->n; i++)
+                        if (r->out[i] == d)
+                                r->out[i--] = r->out[--r->n];
+        }
+}

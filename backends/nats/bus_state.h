@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef OM_NATS_BUS_STATE_H
+#define OM_NATS_BUS_STATE_H
+/*
+ * What the files of the NATS bus share. Everything is the loop's.
+ *
+ * On the server, with the prefix "omni" (NT, NA: topic and agent as names, S: the topic as a subject; names.h), these streams with these
+ * subjects:
+ *
+ *   omni-t-NT: omni.t.S
+ *       a topic's log: these messages and no others, so that its sequence numbers count them. Its consumers are the groups: NA, or for the
+ *       group of a pattern NT+NA. Their metadata hold the agent, the pattern, and the sequence number that the group began with
+ *   omni-d-NT+NA: omni.d.NT.NA.STREAM-SEQ
+ *       a group's dead letters, each by the message that it was; made when the first is there
+ *   omni-a-NT+NA: omni.a.NT.NA.SEQ
+ *       dead letters given back to the group alone, and a consumer "again" for them; an ack deletes
+ *   omni-state: omni.s.rel.STREAM.CONSUMER.SEQ
+ *       a message that was given back without counting and waits: how many of its deliveries do not count
+ *   omni-state: omni.s.off.STREAM.CONSUMER.SEQ
+ *       the same of one that does not wait for that reason any more
+ *   omni-state: omni.s.pat.NT.NA
+ *       the group of a pattern
+ *   omni-keys: omni.k.NT.KEY
+ *       an idempotency key: the id of the task that was published first, for idempotency_window_ms
+ *
+ * On the subject omni.note, told and not kept: "STREAM", these replays have a consumer now; "join TOPIC", groups of patterns have one
+ * there.
+ */
+#include <errno.h>
+#include <event2/event.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <utlist.h>
+
+#include "../../proto/hash.h"
+#include "../bus.h"
+#include "../job.h"
+#include "json.h"
+#include "link.h"
+#include "names.h"
+
+enum {
+        OPS_MAX = 8192,
+        STREAM_NAME_MAX = 40 + 3 + 2 * NATS_NAME_MAX + 2,
+        CONSUMER_NAME_MAX = 2 * NATS_NAME_MAX + 2,
+        SUBJECT_MAX = 40 + 3 + 3 * OM_TOPIC_MAX + 2,
+};
+#define BYTES_MAX ((size_t) 64 << 20)
+
+struct bus_settings {
+        struct nats_settings c; /* first */
+        int64_t retention_ms, max_topic_bytes, max_topic_tasks, dedupe_window_ms, idempotency_window_ms, ack_wait_ms;
+        int format;
+        bool cloudevents;
+};
+enum { FORMAT_TASK, FORMAT_RAW };
+
+/* -- operations ---------------------------------------------------------------------------------------------------- */
+
+struct job { /* of an operation; embedded, first */
+        struct om_job base;
+        struct om_bus *bus;
+};
+
+int nats_job_admit(struct om_bus *b, size_t bytes, struct om_error *e);
+void nats_job_begin(struct om_bus *b, struct job *j, struct om_op *op, size_t bytes, void (*free_it)(struct om_job *));
+
+/* -- topics (bus_topic.c) ------------------------------------------------------------------------------------------ */
+
+enum stream_kind { STREAM_LOG, STREAM_GROUP, STREAM_STATE, STREAM_KEYS };
+enum topic_state { TOPIC_UNKNOWN, TOPIC_MAKING, TOPIC_THERE };
+struct topic_wait { /* who waits for the stream */
+        void (*fn)(struct topic_wait *w, int status, const struct om_error *e);
+        struct topic_wait *next;
+};
+struct topic {
+        UT_hash_handle hh;
+        struct om_bus *bus;
+        char name[OM_TOPIC_MAX + 1];
+        char nt[NATS_NAME_MAX + 1], stream[STREAM_NAME_MAX], subject[SUBJECT_MAX];
+        enum stream_kind kind;
+        enum topic_state state;
+        struct topic_wait *waits;
+        struct nats_request make;
+        /* what every group has finished */
+        bool dirty, sweeping;
+        struct topic *dirty_next;
+        struct nats_request sweep;
+        uint64_t floor; /* finished by all at floor_ms */
+        int64_t floor_ms;
+};
+struct topic *nats_topic_get(struct om_bus *b, struct om_span name); /* NULL: out of memory */
+/* The stream of a group's dead letters, made when it is needed as a topic's is. */
+struct topic *nats_dead_get(struct om_bus *b, const struct topic *t, const char *na);
+/* Calls w->fn, now or later, when the stream is there or cannot be made. */
+void nats_topic_need(struct topic *t, struct topic_wait *w);
+void nats_topic_made(struct topic *t, int status, const struct om_error *e); /* tells who waits */
+void nats_topic_touch(struct topic *t);                                      /* something was finished: what nobody needs is dropped soon */
+void nats_topics_down(struct om_bus *b);
+void nats_topics_free(struct om_bus *b);
+void nats_put_stream_config(
+        struct om_buf *body, const struct om_bus *b, const char *name, const char *subject, const char *topic, enum stream_kind kind);
+void nats_on_sweep_timer(evutil_socket_t fd, short what, void *ctx);
+/* The lowest sequence number that all groups in a CONSUMER.LIST answer have finished; *ret_n: how many groups. */
+uint64_t nats_lowest_floor(struct om_span answer, size_t *ret_n);
+
+/* -- groups and deliveries (bus_group.c, bus_deliver.c) ------------------------------------------------------------- */
+
+struct source { /* a consumer that we ask for messages */
+        UT_hash_handle hh;
+        struct om_bus *bus;
+        char key[STREAM_NAME_MAX + CONSUMER_NAME_MAX + 2]; /* "stream\037consumer" */
+        char stream[STREAM_NAME_MAX], consumer[CONSUMER_NAME_MAX];
+        struct om_bus_sub *sub; /* NULL: not served any more */
+        struct topic *topic;    /* whose messages they are; NULL: of replays, they say it themselves */
+        struct source *next;    /* of the sub's */
+        struct nats_request inbox, look;
+        unsigned asked; /* of messages, and not come */
+        int64_t heard_ms;
+        bool again; /* of replayed dead letters */
+        bool lost;  /* whether its consumer is there could not be asked: asked again */
+};
+struct om_bus_sub {
+        struct om_bus *bus;
+        void *core;
+        struct topic *topic; /* or the pattern: it has a name, and no stream */
+        bool pattern;
+        char agent[OM_NAME_MAX + 1], na[NATS_NAME_MAX + 1];
+        struct source *sources; /* of the log, or of each log that matches the pattern; and of replays */
+        struct source *again;
+        unsigned want;
+        int64_t lease_ms; /* how long the server waits for a sign of life from a daemon */
+        struct delivery *out;
+        struct om_delivery **fresh; /* for the core at the end of this turn */
+        size_t n_fresh, cap_fresh;
+        struct nats_request look;
+        struct om_bus_sub *prev, *next;
+};
+struct delivery {
+        struct om_delivery delivery; /* first */
+        struct om_bus *bus;
+        struct om_bus_sub *sub; /* NULL: nobody's */
+        natsMsg *msg;
+        struct om_arena arena;               /* a record that we made ourselves */
+        const char *stream, *consumer, *ack; /* in the message's reply subject's copy */
+        char *names;
+        struct topic *topic; /* NULL: of a topic that this daemon has nothing to do with any more */
+        bool again, given /* to the core */, extended, has_rel, has_off;
+        uint32_t delivered, uncounted;
+        uint64_t seq, consumer_seq;
+        int64_t touched_ms; /* when the server last heard of it */
+        struct nats_request look[2];
+        unsigned n_look;
+        unsigned settling; /* verdicts under way: it is freed after them */
+        uint32_t slot;     /* in the journal of leases, from 1; 0: none */
+        bool over;
+        bool look_failed;
+        struct delivery *prev, *next;
+};
+int nats_bus_subscribe(struct om_bus *b, struct om_bus_subscribe *op, struct om_error *e);
+void nats_bus_unsubscribe(struct om_bus_sub *s);
+void nats_bus_want(struct om_bus_sub *s, unsigned n);
+void nats_bus_extend(struct om_bus *b, struct om_delivery *const *deliveries, size_t n);
+struct source *nats_source_get(struct om_bus *b, const char *stream, const char *consumer); /* made if need be */
+void nats_source_free(struct source *s);
+void nats_sub_pull(struct om_bus_sub *s);
+void nats_sub_revoke(struct om_bus_sub *s); /* its group is gone */
+void nats_sub_find_again(struct om_bus_sub *s);
+int nats_sub_attach(struct om_bus_sub *s, struct topic *t, const char *consumer); /* takes its messages from there too */
+/* bus_pattern.c */
+/* A topic's stream was made: groups of patterns that match get their consumers before anything is published to it; then tells the waiting.
+ */
+void nats_patterns_join(struct topic *t);
+/* The group of a pattern: written down, its consumers made on all topics there are, and attached to. */
+void nats_pattern_subscribe(struct om_bus_sub *s, enum om_start start, int64_t start_ms,
+        void (*done)(void *ctx, int status, const struct om_error *e, bool created), void *ctx);
+void nats_pattern_find(struct om_bus_sub *s); /* connected again: which topics there are meanwhile */
+void nats_pattern_consumer(char *out, size_t size, const char *pattern_nt, const char *na);
+void nats_subs_up(struct om_bus *b);
+void nats_subs_down(struct om_bus *b);
+void nats_message_came(void *ctx, natsMsg *msg);
+void nats_turn_over(void *ctx);
+void nats_note_came(void *ctx, natsMsg *msg);
+void nats_delivery_free(struct delivery *d);
+/* Asks for the first message from a time on. */
+int nats_call_from_time(struct om_bus *b, struct nats_request *r, nats_reply_fn *fn, void *ctx, const char *stream, int64_t ms);
+/* Where a group starts; `info` is the topic's STREAM.INFO. False: the time has to be asked for. */
+bool nats_start_of(enum om_start start, struct om_span info, uint64_t *ret_seq);
+void nats_put_consumer_config(struct om_buf *body, const struct om_bus *b, const char *stream, const char *consumer, const char *agent,
+        const char *pattern, uint64_t start, int64_t lease_ms);
+/* The record of a message, ours or another program's; in the message or in `arena`. Absent: out of memory. */
+struct om_span nats_message_record(natsMsg *msg, const char *topic, const char *stream, uint64_t seq, struct om_arena *arena);
+
+/* -- leases of an earlier life (bus_lease.c) ----------------------------------------------------------------------- */
+
+int nats_leases_open(struct om_bus *b, const char *where, struct om_error *e);
+void nats_leases_close(struct om_bus *b);
+void nats_lease_note(struct delivery *d);
+void nats_lease_forget(struct delivery *d);
+void nats_leases_return(struct om_bus *b); /* connected: what the last life of this daemon held goes back */
+
+/* -- verdicts (bus_settle.c) ---------------------------------------------------------------------------------------- */
+
+int nats_bus_settle(struct om_bus *b, struct om_bus_settle *op, struct om_error *e);
+void nats_on_confirm_timer(evutil_socket_t fd, short what, void *ctx);
+void nats_release_delivery(struct delivery *d);                        /* that the core never had */
+void nats_put_place(char *out, size_t size, const struct delivery *d); /* "STREAM.CONSUMER.SEQ" */
+/* Calls the server's interface without waiting for what it says. */
+void nats_call_and_forget(struct om_bus *b, const char *what, const char *body);
+
+/* -- publishing (bus_publish.c) ------------------------------------------------------------------------------------- */
+
+int nats_bus_publish(struct om_bus *b, struct om_bus_publish *op, struct om_error *e);
+/* One task on its way to its topic's log. */
+struct publication {
+        struct topic_wait wait; /* first */
+        struct om_bus *bus;
+        struct topic *topic;
+        struct nats_request req;
+        natsMsg *msg; /* until it is sent */
+        bool again;
+        char *key;                /* the subject under which its idempotency key is known; NULL: none */
+        char id[OM_NAME_MAX + 1]; /* with a key: its id, then the first one's */
+        bool duplicate, made_keys, asked_keys;
+        uint64_t first_seq; /* of a duplicate: where the first is */
+        struct nats_request key_req;
+        void (*done)(struct publication *p, int status, const char *why);
+        void *ctx;
+        /* nothing took it yet: tried again, soon */
+        void (*retry)(struct publication *p);
+        int64_t since_ms, due_ms;
+        unsigned tries;
+        struct publication *prev, *next;
+};
+/* `once`: what the server shall know it by instead of its id. NULL: the id. */
+int nats_publication_init(struct publication *p, struct om_bus *b, const struct om_bus_task *t, const char *once);
+void nats_publication_start(struct publication *p);
+/* One that was not started. */
+void nats_publication_drop(struct publication *p);
+/* bus_keys.c: whether the key is known already, and making it known after publishing. */
+int nats_key_init(struct publication *p, const struct om_task *t);
+void nats_key_ask(struct publication *p);
+void nats_key_put(struct publication *p);
+void nats_key_find_first(struct publication *p);
+void nats_publication_over(struct publication *p, int status, const char *why);
+/* Has retry(p) called in a while. False: it was tried for long enough. */
+bool nats_publication_later(struct publication *p, void (*retry)(struct publication *p));
+void nats_on_retry_timer(evutil_socket_t fd, short what, void *ctx);
+void nats_publications_down(struct om_bus *b);
+/* What an answer to a publish means: 0, or a status with static text. */
+int nats_publish_answer(const struct nats_reply *reply, const char **ret_why);
+
+/* -- looking in and changing (bus_survey.c, bus_query.c, bus_change.c) ---------------------------------------------- */
+
+int nats_bus_query(struct om_bus *b, struct om_bus_query *op, struct om_error *e);
+int nats_bus_change(struct om_bus *b, struct om_bus_change *op, struct om_error *e);
+
+struct found_group {
+        char *agent, *pattern; /* NULL: of the topic itself */
+        uint64_t floor, start, pending, unacked, again, dead, released;
+};
+struct found_topic {
+        char *topic, *stream;
+        uint64_t first, last, messages;
+        struct found_group *groups;
+        size_t n_groups;
+        uint64_t lowest; /* floor of all groups */
+        struct survey *survey;
+        struct nats_request req;
+};
+/* Reads all topics, or one, with their groups; answers by `done`, with what it found until nats_survey_free(). */
+struct survey {
+        struct om_bus *bus;
+        struct om_arena arena;
+        char topic[OM_TOPIC_MAX + 1];
+        struct found_topic **topics;
+        size_t n, cap;
+        struct om_span dead, again, released; /* answers, copied */
+        struct nats_request req[4];
+        unsigned open;
+        size_t asked; /* topics whose groups were asked for */
+        int status;
+        struct om_error error;
+        void (*done)(struct survey *s);
+        void *ctx;
+};
+void nats_survey_start(struct survey *s, struct om_bus *b, struct om_span topic, void (*done)(struct survey *), void *ctx);
+void nats_survey_free(struct survey *s);
+/* Whether it is this agent's on this topic, or pattern. */
+bool nats_group_is(const struct found_group *g, const char *topic, const char *agent);
+uint64_t nats_survey_depth(const struct found_topic *t);
+
+/* Messages of a stream from a sequence number on, in batches. */
+struct fetch {
+        struct om_bus *bus;
+        struct nats_request req;
+        char stream[STREAM_NAME_MAX], filter[SUBJECT_MAX];
+        uint64_t from;
+        size_t n;
+        bool (*each)(struct fetch *f, natsMsg *msg, uint64_t seq); /* false: enough */
+        void (*done)(struct fetch *f, int status, const struct om_error *e, bool more);
+        void *ctx;
+        size_t got;
+        bool enough;
+        uint64_t left;
+};
+void nats_fetch_start(struct fetch *f, struct om_bus *b, const char *stream, const char *filter, uint64_t from, size_t n);
+uint64_t nats_message_seq(natsMsg *msg);
+uint64_t nats_number_of(struct om_span s);              /* 0: none */
+void nats_put_time(char *out, size_t size, int64_t ms); /* RFC 3339 */
+bool nats_letter_read(struct om_span data, uint64_t seq, struct om_arena *arena, struct om_dead_letter *ret);
+
+/* -- the bus -------------------------------------------------------------------------------------------------------- */
+
+struct om_bus {
+        struct om_host *host;
+        const struct om_bus_events *events;
+        void *core;
+        struct bus_settings settings;
+        char *texts; /* what the settings' strings point into */
+        struct om_url *url;
+        struct nats_link *link;
+        enum om_bus_state state;
+        struct om_error reason;
+        bool clustered, closing, has_domain;
+        bool remote;    /* our streams are not on the server that we are connected to, or may move */
+        bool keys_made; /* the stream of idempotency keys is there */
+        char state_stream[STREAM_NAME_MAX], note_subject[64];
+        struct nats_request hello;
+        struct topic *topics, *deads /* of group's dead letters, by the stream's name */, *dirty;
+        struct source *sources;
+        struct om_bus_sub *subs;
+        struct event *sweep_timer, *beat_timer, *confirm_timer, *retry_timer;
+        struct publication *retrying;
+        int64_t retry_ms;        /* when its timer is due */
+        struct item *confirming; /* verdicts that the server has not confirmed, oldest first */
+        struct om_jobs jobs;
+        int leases_fd;
+        char *leases; /* the journal, mapped */
+        size_t n_leases, next_lease;
+        char **inherited; /* subjects to answer to, until they are answered */
+        size_t n_inherited;
+        uint64_t settled; /* since the last sweep */
+        struct om_op *close_op;
+        struct om_post closed_post, ready_post;
+};
+int nats_bus_refuse(struct om_bus *b, struct om_error *e); /* -EAGAIN with the reason while not ready, else 0 */
+void nats_group_stream(char *out, size_t size, const struct om_bus *b, char what, const char *nt, const char *na);
+void nats_on_beat(evutil_socket_t fd, short what, void *ctx);
+
+/* From the place in a reply to the whole. */
+#define CONTAINER(p, type, member) ((type *) (void *) ((char *) (p) -offsetof(type, member)))
+
+#endif

@@ -1,0 +1,34 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""From each storage to each other one, on real servers, while agents work at a steady rate and the daemon is killed (-9) ten times on the way:
+both are found equal, and every result that an agent produced is there once.
+
+Long: every ordered pair, 20,000 results before, 200 tasks a second meanwhile. Short: a ring that visits each storage, less of all. MongoDB is in
+the long form alone: what speaks its protocol here (tests/servers/mongodb.sh) takes ten milliseconds a write.
+"""
+import contextlib
+import itertools
+
+from fault import LONG, amount, case, main
+from moves import move, store_of
+from server import Server
+
+SERVERS = ("redis", "nats", "postgresql", "s3", "mongodb")
+RING = (("json", "json"), ("json", "postgresql"), ("postgresql", "s3"), ("s3", "nats"), ("nats", "redis"), ("redis", "json"))
+KILLS, RESULTS, RATE = amount("KILLS", 10, 10), amount("RESULTS", 1000, 20000), amount("RATE", 200, 200)
+
+
+def add(source, target):
+    def run():
+        with contextlib.ExitStack() as stack:
+            urls = [f"json:{side}" if system == "json" else store_of(stack.enter_context(Server(system)))
+                    for side, system in (("one", source), ("two", target))]
+            move(*urls, kills=KILLS, preload=RESULTS, rate=RATE)
+
+    run.__name__ = f"{source}_moves_to_{target}"
+    case(run)
+
+
+for pair in (("json", "json"), *itertools.permutations(("json", *SERVERS), 2)) if LONG else RING:
+    add(*pair)
+main()

@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Kafka beside other programs and among several daemons: foreign messages are tasks, what we publish others can read, partitions move."""
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../lib"))
+from harness import SANITIZED, Daemon, case, main, wait_for  # noqa: E402
+from omni_wire import OmniError  # noqa: E402
+from server import Server  # noqa: E402
+
+
+@contextlib.contextmanager
+def broker():
+    with Server("kafka") as server:
+        yield server.values["bus_url"].replace("{case}", "x")
+
+
+def bus(url, more=""):
+    return Daemon(env={"EVENT_BUS_URL": url + more})
+
+
+def pairs(flat):
+    """kcat writes headers as name, value, name, value …"""
+    return dict(zip(flat[::2], flat[1::2]))
+
+
+class Stranger:
+    """kcat, which knows Kafka and nothing of ours."""
+
+    def __init__(self, url):
+        self.brokers = url.split("//")[1].split("?")[0]
+
+    def publish(self, topic, data, key=None, headers=()):
+        command = ["kcat", "-P", "-b", self.brokers, "-t", topic] + [f"-H{h}" for h in headers] + (["-k", key] if key else [])
+        subprocess.run(command, input=data, check=True, timeout=60)
+
+    def read(self, topic, committed=True):
+        """All that the topic holds: key, headers, value of each."""
+        level = "read_committed" if committed else "read_uncommitted"
+        out = subprocess.run(
+            ["kcat", "-C", "-b", self.brokers, "-t", topic, "-e", "-q", "-J", "-X", f"isolation.level={level}"],
+            check=True, timeout=60, stdout=subprocess.PIPE,
+        ).stdout
+        messages = [json.loads(line) for line in out.splitlines()]
+        return [(m["key"], pairs(m.get("headers", [])), m["payload"]) for m in messages]
+
+
+@case
+def what_another_program_publishes_is_a_task():
+    with broker() as url, bus(url) as d, contextlib.closing(d.connect()) as c:
+        stranger = Stranger(url)
+        c.publish("orders", 0)
+        stranger.publish("x.orders", b'{"order": 17}', key="k", headers=["shop=north", "traceparent=00-" + "a" * 32 + "-" + "b" * 16 + "-01"])
+        stranger.publish("x.orders", b"no JSON at all", headers=["ce_id=17-4", "ce_source=/shop"])
+        c.register("orders", "a")
+        tasks = [c.next_task() for _ in range(3)]
+        assert [t["payload"]["content"] for t in tasks] == [0, {"order": 17}, "no JSON at all"], tasks
+        assert tasks[1]["headers"] == {"shop": "north"} and tasks[1]["traceparent"].startswith("00-aaa"), tasks[1]
+        assert tasks[2]["id"] == "17-4" and tasks[2]["source"] == "/shop", tasks[2]
+        assert tasks[1]["id"] == "x.orders:0:1", tasks[1]
+        for t in tasks:
+            c.ack(t, 1)
+
+
+@case
+def what_we_publish_another_program_reads():
+    with broker() as url, bus(url, "&format=raw&cloudevents=true") as d, contextlib.closing(d.connect()) as c:
+        made = {"id": c.publish("orders", {"order": 18}, key="k", headers={"shop": "south"})}
+        (key, headers, value), = Stranger(url).read("x.orders")
+        assert key == "k" and json.loads(value) == {"order": 18}, (key, value)
+        assert headers["shop"] == "south" and headers["ce_id"] == made["id"] and headers["ce_type"] == "orders", headers
+        c.register("orders", "a")
+        task = c.next_task()
+        assert task["id"] == made["id"] and task["payload"]["content"] == {"order": 18}, task
+
+
+@case
+def a_task_that_is_too_large_is_refused_and_the_setting_named():
+    with broker() as url, bus(url, "&max_message_bytes=20000") as d, contextlib.closing(d.connect()) as c:
+        try:
+            c.publish("orders", "x" * 30000)
+            raise AssertionError("it was taken")
+        except OmniError as e:
+            assert "max_message_bytes" in str(e), e
+        c.publish("orders", "x" * 10000)
+
+
+@case
+def partitions_move_between_three_daemons_and_nothing_is_lost_or_acknowledged_twice():
+    n = 60
+    with broker() as url:
+        daemons = [bus(url, "&partitions=6").__enter__() for _ in range(3)]
+        try:
+            clients = [d.connect() for d in daemons]
+            seen, refused = [], []
+            publisher = daemons[0].connect()
+            # A commit that meets a rebalance on a busy machine costs a daemon its partitions: what its workers had comes after that long.
+            clients[0].register("t", "a", prefetch=2, reclaim_idle_ms=10000)
+            clients[1].register("t", "a", prefetch=2, reclaim_idle_ms=10000)
+
+            def serve(some, until, timeout=40):
+                deadline = time.monotonic() + timeout
+                while len(seen) < until:
+                    assert time.monotonic() < deadline, (
+                        f"{len(seen)} of {until}, not seen {set(range(until)) - {content for _, content in seen}}, "
+                        f"refused {refused}, {publisher.call('bus.groups', topic='t')}"
+                    )
+                    for number in some:
+                        task = clients[number].next_task(0.05)
+                        if task:
+                            try:
+                                clients[number].ack(task, 1)
+                            except OmniError as e:  # its partition moved meanwhile: another gets it
+                                assert e.kind == "conflict", e
+                                refused.append((number, task["payload"]["content"]))
+                                continue
+                            seen.append((number, task["payload"]["content"]))
+
+            for i in range(n):
+                publisher.publish("t", i, key=f"k{i}")
+            serve([0, 1], n)
+            clients[2].register("t", "a", prefetch=2, reclaim_idle_ms=10000)
+            for i in range(n, 2 * n):
+                publisher.publish("t", i, key=f"k{i}")
+            serve([0, 1, 2], 2 * n)
+            daemons[1].stop()
+            for i in range(2 * n, 3 * n):
+                publisher.publish("t", i, key=f"k{i}")
+            serve([0, 2], 3 * n)
+            contents = [content for _, content in seen]
+            assert sorted(contents) == list(range(3 * n)), f"{len(contents)} deliveries of {len(set(contents))} tasks"
+            # A share that a dead daemon had comes to the others.
+            wait_for(lambda: publisher.call("bus.groups", topic="t")["groups"][0]["lag"] == 0, what="lag 0")
+            daemons[2].kill()
+            for i in range(3 * n, 4 * n):
+                publisher.publish("t", i, key=f"k{i}")
+            serve([0], 4 * n)
+        finally:
+            for d in daemons:
+                d.__exit__(None, None, None)
+
+
+@case
+def an_acks_outputs_are_seen_once_and_with_it():
+    with broker() as url, bus(url) as d, contextlib.closing(d.connect()) as c:
+        c.register("t", "a")
+        for i in range(5):
+            c.publish("t", i)
+            task = c.next_task()
+            c.ack(task, 1, publish=[{"topic": "out", "payload": {"content": i}}])
+        values = [json.loads(value)["payload"]["content"] for _, _, value in Stranger(url).read("x.out")]
+        assert values == list(range(5)), values
+        c.publish("t", 5)
+        task = c.next_task()
+        try:
+            c.ack(task, 1, publish=[{"topic": "out", "payload": {"content": "x" * (18 << 20 >> 1)}} for _ in range(1)])
+        except OmniError:
+            pass
+        values = [json.loads(value)["payload"]["content"] for _, _, value in Stranger(url).read("x.out")]
+        assert values[:5] == list(range(5)), values[:5]
+
+
+@case
+def ten_idle_agents_cost_few_wake_ups():
+    with broker() as url, bus(url) as d, contextlib.closing(d.connect()) as c:
+        for i in range(10):
+            c.register(f"t{i}", "a")
+            c.publish(f"t{i}", i)
+            c.ack(c.next_task(), 1)
+        time.sleep(8)
+
+        def wake_ups():
+            total = 0
+            for thread in os.listdir(f"/proc/{d.process.pid}/task"):
+                with open(f"/proc/{d.process.pid}/task/{thread}/status", encoding="ascii") as f:
+                    total += sum(int(line.split()[1]) for line in f if line.startswith("voluntary_ctxt"))
+            return total
+
+        before, threads = wake_ups(), len(os.listdir(f"/proc/{d.process.pid}/task"))
+        time.sleep(10)
+        each = (wake_ups() - before) / 10
+        print(f"# {each:.1f} wake-ups a second, {threads} threads, {d.rss_bytes() / 1048576:.1f} MiB resident")
+        assert SANITIZED or each < 25, each  # of the library's own threads, each of which wakes up once a second
+
+
+main()

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""MongoDB through the daemon: search, queries of people with omnictl, the Python names, passwords that nobody sees."""
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../lib"))
+from harness import Daemon, case, main, wait_for  # noqa: E402
+from server import Server  # noqa: E402
+
+server = Server("mongodb")
+
+
+def url(case_name, more=""):
+    return server.values["store_url"].replace("{case}", case_name) + more
+
+
+def ready(daemon):
+    wait_for(lambda: daemon.connect().call("storage.health")["status"] == "up", 20, "the storage")
+    return daemon.connect()
+
+
+def ok(process):
+    assert process.returncode == 0, f"exit {process.returncode}: {process.stderr}"
+    return process.stdout
+
+
+def refused(process, code, *words):
+    assert process.returncode == code, f"exit {process.returncode}, not {code}: {process.stderr}{process.stdout}"
+    for word in words:
+        assert word in process.stderr, f"{word!r} is not in: {process.stderr}"
+
+
+def finish(client, topic, content, result):
+    task_id = client.publish(topic, content)
+    client.ack(client.next_task(), result)
+    return task_id
+
+
+@case
+def results_are_searched_and_queried():
+    with Daemon("--storage-url", url("search")) as d:
+        c = ready(d)
+        c.register("bills", "clerk")
+        first = finish(c, "bills", {"customer": "Ada"}, {"note": "invoice written, paid", "sum": 1.50})
+        second = finish(c, "bills", {"customer": "Bob"}, {"note": "nothing to do", "sum": 2})
+        ids = lambda answer: [t["task_id"] for t in answer["tasks"]]  # noqa: E731
+        wait_for(lambda: len(c.call("task.list")["tasks"]) == 2)
+        assert ids(c.call("task.search", text="Invoice")) == [first]
+        assert ids(c.call("task.search", filter={"result": {"sum": 1.5}})) == [first]
+        page = c.call("task.search", text="bills", limit=1)
+        assert ids(page) == [second] and ids(c.call("task.search", text="bills", limit=1, cursor=page["cursor"])) == [first]
+        assert ids(json.loads(ok(d.ctl("task", "search", "invoice", "--filter", '{"agent": "clerk"}')))) == [first]
+        assert {"search", "query"} <= set(c.call("hello")["capabilities"])
+        query = '[{"$group":{"_id":"$status","n":{"$sum":1}}}]'
+        rows = json.loads(ok(d.ctl("storage", "query", query)))
+        assert rows == {"columns": ["_id", "n"], "rows": [["completed", 2]], "truncated": False}, rows
+        assert ok(d.ctl("storage", "query", "-", "--format", "csv", stdin=query)).split() == ["_id,n", "completed,2"]
+        refused(d.ctl("storage", "query", '[{"$facet":{"a":[{"$out":"agents"}]}}]'), 6, "$out", "only reads")
+        refused(d.ctl("storage", "query", "select 1"), 1, "pipeline")
+        c.close()
+        d.stop()
+
+
+@case
+def the_python_names_name_the_server():
+    with Daemon(env={"STORAGE_BACKEND": "mongodb", "MONGODB_URI": url("names")}) as d:
+        health = ready(d).call("storage.health")
+        assert health["name"] == "mongodb" and health["database"] == "names" and health["server"] == "FerretDB", health
+        assert health["expiry"] == "sweeper" and health["search"] == "regular expression" and health["durability"] == "weak", health
+        d.stop()
+
+
+@case
+def passwords_reach_no_log_no_error_and_no_answer():
+    secret = "geheim-4711"
+    with Daemon("--log-level", "debug", "--storage-url", url("secrets").replace("//", f"//omni:{secret}@")) as d:
+        c = d.connect()
+        wait_for(lambda: "password" in c.call("storage.health").get("error", ""), 20, "an error that names the password")
+        said = json.dumps([c.call("storage.health"), c.call("health"), c.call("backends"), c.call("hello")])
+        d.stop()
+        assert secret not in said and secret not in d.log_text()
+
+
+try:
+    main()
+finally:
+    server.__exit__()
