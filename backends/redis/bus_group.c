@@ -210,6 +210,7 @@ static void on_repaired(void *ctx, int status, const struct om_redis_reply *repl
         } else {
                 s->reading = false; /* tried again with the next read */
                 s->dry = true;
+                om_redis_sub_sick(s, status, error);
         }
         om_redis_sub_release(s);
 }

@@ -78,6 +78,18 @@ static bool take_read(struct om_bus_sub *s, const struct om_redis_reply *reply, 
         return full;
 }
 
+/* Refused by the server, or sent to one that is not connected yet: asking at once would only be refused again. */
+void om_redis_sub_sick(struct om_bus_sub *s, int status, const struct om_error *error) {
+        const struct timeval tv = { .tv_sec = status == -EAGAIN ? 0 : 5, .tv_usec = status == -EAGAIN ? 500000 : 0 };
+
+        if (s->ended)
+                return;
+        if (status != -EAGAIN)
+                om_host_log(s->bus->host, OM_LOG_WARNING, "reading for %.*s: %s", OM_PRI(s->names.group), error->message);
+        s->sick = true;
+        event_add(s->due, &tv);
+}
+
 static void on_last(void *ctx, int status, const struct om_redis_reply *reply, const struct om_error *error) {
         struct om_bus_sub *s = ctx;
 
@@ -89,6 +101,8 @@ static void on_last(void *ctx, int status, const struct om_redis_reply *reply, c
                 om_redis_bus_pump_soon(s->bus);
         } else if (status == -ENOENT) {
                 om_redis_sub_repair(s);
+        } else {
+                om_redis_sub_sick(s, status, error);
         }
         om_redis_sub_release(s);
 }
@@ -103,18 +117,6 @@ static void ask_last(struct om_bus_sub *s) {
         s->reading = om_redis_sub_send(s, c, on_last);
 }
 
-/* The server itself refuses; asking at once would only be refused again. */
-static void fell_sick(struct om_bus_sub *s, int status, const struct om_error *error) {
-        const struct timeval tv = { .tv_sec = status == -EAGAIN ? 0 : 5, .tv_usec = status == -EAGAIN ? 500000 : 0 };
-
-        if (s->ended)
-                return;
-        if (status != -EAGAIN)
-                om_host_log(s->bus->host, OM_LOG_WARNING, "reading for %.*s: %s", OM_PRI(s->names.group), error->message);
-        s->sick = true;
-        event_add(s->due, &tv);
-}
-
 static void on_read(void *ctx, int status, const struct om_redis_reply *reply, const struct om_error *error) {
         struct om_bus_sub *s = ctx;
         bool any = status == 0 && reply->type == OM_REDIS_ARRAY && reply->n;
@@ -123,8 +125,7 @@ static void on_read(void *ctx, int status, const struct om_redis_reply *reply, c
         if (status == -ENOENT) {
                 om_redis_sub_repair(s);
         } else if (status < 0) {
-                if (reply)
-                        fell_sick(s, status, error);
+                om_redis_sub_sick(s, status, error);
         } else if (any) {
                 s->woken = false;
                 s->dry = !take_read(s, reply, s->asked);
@@ -323,8 +324,12 @@ static void on_own(void *ctx, int status, const struct om_redis_reply *reply, co
                 recover_more(s);
         } else {
                 s->recovering = false;
-                if (status == -ENOENT)
+                if (status == -ENOENT) {
                         om_redis_sub_repair(s);
+                } else if (status < 0) {
+                        s->unrecovered = true;
+                        om_redis_sub_sick(s, status, error);
+                }
                 om_redis_bus_pump_soon(s->bus);
         }
         om_redis_sub_release(s);
@@ -332,6 +337,7 @@ static void on_own(void *ctx, int status, const struct om_redis_reply *reply, co
 
 static void recover_more(struct om_bus_sub *s) {
         s->recovering = om_redis_sub_send(s, read_cmd(s, CLAIM_AT_ONCE, -1, s->own, s->own_again), on_own);
+        s->unrecovered = !s->recovering;
 }
 
 void om_redis_sub_recover(struct om_bus_sub *s) {
@@ -374,6 +380,8 @@ static void unblock(struct bus_node *n) {
         om_redis_arg_int(c, id);
         n->unblocking = om_redis_send_node(n->node, c, on_unblocked, n, &e) == 0;
         n->bus->n_internal += n->unblocking;
+        if (!n->unblocking) /* it does not answer, and what waits there may be served elsewhere by now */
+                om_redis_reader_anew(n->reader);
 }
 
 static void over(struct bus_node *n) {
@@ -604,6 +612,8 @@ static void sub_pump(struct om_bus_sub *s) {
         bool due = s->due_at_ms <= om_clock_ms();
 
         om_redis_sub_deliver(s);
+        if (s->unrecovered && !s->sick && om_redis_ready(s->bus->redis))
+                om_redis_sub_recover(s);
         if (s->ended || s->deleted || s->recovering || s->claiming || s->reading || !om_redis_ready(s->bus->redis))
                 return;
         if (!wants(s)) {

@@ -162,6 +162,7 @@ struct om_bus_sub {
         bool ended;            /* no events any more */
         bool deleted;          /* the group is gone, by our own hand: it is not made again */
         bool recovering;       /* its own entries are being read, after a start or a broken connection: nothing else is */
+        bool unrecovered;      /* they could not be read: once more as soon as that can be */
         struct bus_node *node; /* where its keys are; NULL: to be looked up */
         bool reading;          /* a read is under way */
         bool claiming;         /* what is due is being claimed */
@@ -179,7 +180,7 @@ struct om_bus_sub {
         struct bus_delivery *by_id;   /* of both, those that are listed */
         unsigned n_backlog, n_coming; /* coming: their attempts are being looked up */
         unsigned asked;               /* by the read under way */
-        bool sick;                    /* the server refuses to read for it: tried again when `due` fires */
+        bool sick;                    /* nothing can be read for it now: tried again when `due` fires */
 };
 static inline struct om_span delivery_key(const struct bus_delivery *d) {
         return d->again ? d->delivery.sub->names.again : d->delivery.sub->names.stream;
@@ -199,9 +200,11 @@ void om_redis_sub_drop_deliveries(struct om_bus_sub *s, bool revoke); /* the gro
 void om_redis_bus_want(struct om_bus_sub *s, unsigned n);
 void om_redis_bus_pump_soon(struct om_bus *b); /* looks at all groups in a later turn */
 void om_redis_bus_pump(struct om_post *post);
-void om_redis_sub_recover(struct om_bus_sub *s);            /* reads what is pending under our own name: answers may have been lost */
-void om_redis_sub_takeover(struct om_bus_sub *s);           /* what dead daemons held */
-void om_redis_sub_due(struct om_bus_sub *s, int64_t in_ms); /* something is due in so many milliseconds */
+void om_redis_sub_recover(struct om_bus_sub *s); /* reads what is pending under our own name: answers may have been lost */
+void om_redis_sub_sick(
+        struct om_bus_sub *s, int status, const struct om_error *error); /* not at once again: in half a second, or in five */
+void om_redis_sub_takeover(struct om_bus_sub *s);                        /* what dead daemons held */
+void om_redis_sub_due(struct om_bus_sub *s, int64_t in_ms);              /* something is due in so many milliseconds */
 void om_redis_bus_sweep_arm(struct om_bus *b);
 void om_redis_bus_on_sweep(evutil_socket_t fd, short what, void *ctx);
 void om_redis_bus_nodes_moved(struct om_bus *b); /* keys may be elsewhere: waiting begins anew */

@@ -35,6 +35,10 @@ static void on_node_state(void *ctx, enum om_redis_state state, const struct om_
 
         if (state == OM_REDIS_READY && r->events->node_ready)
                 r->events->node_ready(r->ctx, node);
+        /* A reader waits without a deadline: what broke the node's connection may have broken its one, and nobody told it. */
+        if (state != OM_REDIS_READY && !om_redis_link_silent(node->link))
+                for (struct om_redis_reader *reader = node->readers; reader; reader = reader->next)
+                        om_redis_reader_anew(reader);
         if (r->dead)
                 return;
         if (r->settings->mode == OM_REDIS_CLUSTER) {
@@ -319,6 +323,11 @@ int om_redis_reader_send(struct om_redis_reader *reader, struct om_redis_cmd *c,
         if (r < 0)
                 om_redis_cmd_free(c);
         return r;
+}
+
+void om_redis_reader_anew(struct om_redis_reader *reader) {
+        if (om_redis_link_ready(reader->link))
+                om_redis_link_go(reader->link, &reader->node->address, 1, true);
 }
 
 int64_t om_redis_reader_id(const struct om_redis_reader *reader) { return om_redis_link_id(reader->link); }

@@ -220,6 +220,8 @@ int om_redis_reader_new(struct om_redis_node *node, const struct om_redis_reader
 void om_redis_reader_free(struct om_redis_reader *reader); /* as om_redis_free() */
 /* As om_redis_send(), on this connection; not redirected (a MOVED is -EAGAIN, and moved() follows). */
 int om_redis_reader_send(struct om_redis_reader *reader, struct om_redis_cmd *c, om_redis_done_fn *done, void *ctx, struct om_error *e);
+/* Makes the connection anew where there is one: what was sent on it ends with -EAGAIN in a later turn. */
+void om_redis_reader_anew(struct om_redis_reader *reader);
 /* The number by which the server knows this connection, for CLIENT UNBLOCK on the node; 0: not connected, or the user may not ask. */
 int64_t om_redis_reader_id(const struct om_redis_reader *reader);
 

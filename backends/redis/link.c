@@ -645,6 +645,7 @@ void om_redis_link_free(struct om_redis_link *l) {
 }
 
 bool om_redis_link_ready(const struct om_redis_link *l) { return l->state == LINK_READY; }
+bool om_redis_link_silent(const struct om_redis_link *l) { return l->state == LINK_SILENT; }
 const struct om_error *om_redis_link_why(const struct om_redis_link *l) { return &l->why; }
 const char *om_redis_link_name(const struct om_redis_link *l) { return l->name; }
 int64_t om_redis_link_id(const struct om_redis_link *l) { return l->state == LINK_READY ? l->id : 0; }

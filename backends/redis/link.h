@@ -119,6 +119,7 @@ void om_redis_link_next(struct om_redis_link *l); /* the same, to the next of it
 /* Takes c unless it returns < 0: -EAGAIN, -ENOBUFS, -ENOMEM with `e`. c->answer will be called. */
 int om_redis_link_send(struct om_redis_link *l, struct om_redis_cmd *c, struct om_error *e);
 bool om_redis_link_ready(const struct om_redis_link *l);
+bool om_redis_link_silent(const struct om_redis_link *l); /* connected, and owes an answer for too long; or it is being left */
 const struct om_error *om_redis_link_why(const struct om_redis_link *l);
 const char *om_redis_link_name(const struct om_redis_link *l); /* where it goes, for messages */
 int64_t om_redis_link_id(const struct om_redis_link *l);

