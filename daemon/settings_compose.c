@@ -113,7 +113,7 @@ static void put_encoded(struct om_buf *b, const char *text) {
 static void put_parameter(struct om_buf *b, const char *name, const char *value) {
         if (!value)
                 return;
-        om_buf_printf(b, "%c%s=", memchr(b->data, '?', b->len) ? '&' : '?', name);
+        om_buf_printf(b, "%c%s=", b->len && memchr(b->data, '?', b->len) ? '&' : '?', name);
         put_encoded(b, value);
 }
 
