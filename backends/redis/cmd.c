@@ -78,9 +78,11 @@ void om_redis_key(struct om_redis_cmd *c, struct om_span key) {
         }
 }
 
-int om_redis_cmd_slot(const struct om_redis_cmd *c) {
-        return c && c->has_key ? (int) om_redis_slot((struct om_span){ c->body.data + c->key_at, c->key_len }) : -1;
+struct om_span om_redis_cmd_key(const struct om_redis_cmd *c) {
+        return c->has_key ? (struct om_span){ c->body.data + c->key_at, c->key_len } : OM_SPAN_NONE;
 }
+
+int om_redis_cmd_slot(const struct om_redis_cmd *c) { return c && c->has_key ? (int) om_redis_slot(om_redis_cmd_key(c)) : -1; }
 
 struct om_buf *om_redis_arg_begin(struct om_redis_cmd *c, size_t len) {
         static struct om_buf nowhere = { NULL, 0, 0, true }; /* appending to what has failed does nothing */

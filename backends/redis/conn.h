@@ -158,8 +158,9 @@ void om_redis_patience(struct om_redis_cmd *c, int64_t ms);
  * effect. Commands without it are kept: they are answered when the server goes on, or done with -EAGAIN when the connection is given up. */
 void om_redis_hurry(struct om_redis_cmd *c);
 size_t om_redis_cmd_bytes(const struct om_redis_cmd *c);
-int om_redis_cmd_slot(const struct om_redis_cmd *c); /* of its first key; -1: it has none */
-void om_redis_cmd_free(struct om_redis_cmd *c);      /* of one that was not sent */
+struct om_span om_redis_cmd_key(const struct om_redis_cmd *c); /* its first; c's */
+int om_redis_cmd_slot(const struct om_redis_cmd *c);           /* of that; -1: it has none */
+void om_redis_cmd_free(struct om_redis_cmd *c);                /* of one that was not sent */
 
 /* Takes `c`. 0: done() will be called. -EAGAIN: away; -ENOBUFS: too much is under way; -ENOMEM. A command without a key goes to any server
  * of a cluster. */

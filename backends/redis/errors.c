@@ -36,8 +36,7 @@ static const struct meaning meanings[] = {
         { "IDONTKNOW", OM_UNAVAILABLE, NULL },
         { "OOM", OM_LIMIT, "the server's memory is full: maxmemory is reached" },
         { "WRONGTYPE", OM_INVALID,
-                "a key holds another kind of value than OmniDaemon keeps there: another program uses the same names; give it, or us, "
-                "another "
+                "holds another kind of value than OmniDaemon keeps there: another program uses the same names; give it, or us, another "
                 "database (db in the URL)" },
         { "NOGROUP", OM_NOT_FOUND, NULL },
         { "NOSCRIPT", OM_UNAVAILABLE, NULL },
@@ -92,10 +91,15 @@ static void quote(struct om_span text, char *out, size_t room) {
         out[n] = 0;
 }
 
-int om_redis_error(const struct om_redis_reply *reply, const char *name, const char *where, struct om_error *e) {
+int om_redis_error(const struct om_redis_reply *reply, const char *name, struct om_span key, const char *where, struct om_error *e) {
         const struct meaning *m = find(reply);
         char said[200];
 
+        if (m && strcmp(m->word, "WRONGTYPE") == 0) {
+                quote(key, said, sizeof said);
+                return om_error_set(
+                        e, m->kind, "redis %s: the key %s%s %s", where, said, key.len ? ", or one that goes with it," : "", m->help);
+        }
         quote(reply->text, said, sizeof said);
         if (m && m->help)
                 return om_error_set(e, m->kind, "redis %s: %s", where, m->help);

@@ -313,14 +313,14 @@ static void take(struct om_redis_link *l, const struct om_redis_reply *reply) {
                 if (l->config.push && l->state == LINK_READY)
                         l->config.push(l->config.ctx, reply);
                 else if (reply->type == OM_REDIS_ERROR) {
-                        om_redis_error(reply, "connecting", l->name, &e); /* as "max number of clients reached" */
+                        om_redis_error(reply, "connecting", OM_SPAN_NONE, l->name, &e); /* as "max number of clients reached" */
                         fail(l, &e);
                 } else
                         fail_text(l, OM_INTERNAL, "the server answers what nobody asked: is it a Redis server?");
                 return;
         }
         c = shift(l);
-        status = reply->type == OM_REDIS_ERROR ? om_redis_error(reply, c->name, l->name, &e) : 0;
+        status = reply->type == OM_REDIS_ERROR ? om_redis_error(reply, c->name, om_redis_cmd_key(c), l->name, &e) : 0;
         c->answer(c, status, reply, status < 0 ? &e : NULL);
         if (!l->dead)
                 caught_up(l);

@@ -74,8 +74,9 @@ int om_redis_in_next(struct om_redis_in *in, struct om_redis_reply **ret);
 void om_redis_in_done(struct om_redis_in *in);
 const char *om_redis_in_fault(const struct om_redis_in *in); /* after a failure, for people */
 
-/* What a server's error means: fills `e`, returns the status (conn.h). `name`: the command's; `where`: the server. */
-int om_redis_error(const struct om_redis_reply *reply, const char *name, const char *where, struct om_error *e);
+/* What a server's error means: fills `e`, returns the status (conn.h). `name`: the command's; `key`: its first, or nothing; `where`: the
+ * server. */
+int om_redis_error(const struct om_redis_reply *reply, const char *name, struct om_span key, const char *where, struct om_error *e);
 
 /* -- TLS: backends/tls.h --------------------------------------------------------------------------------------------- */
 

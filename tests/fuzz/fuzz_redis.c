@@ -35,7 +35,7 @@ static void look_at(struct om_redis_reply *r, size_t bound) {
 
         MUST(walk(r, 0) * sizeof *r <= bound);
         if (r->type == OM_REDIS_ERROR) {
-                MUST(om_redis_error(r, "GET", "h:1", &e) < 0);
+                MUST(om_redis_error(r, "GET", OM_SPAN("omni:\x01k"), "h:1", &e) < 0);
                 for (const char *p = e.message; *p; p++)
                         MUST((unsigned char) *p >= 0x20);
         }

@@ -116,4 +116,42 @@ def a_frozen_primary_is_left_for_the_replica_that_took_over():
             daemon.stop()
 
 
+def refused(call, *words):
+    """The error of a call, which says each of these."""
+    try:
+        call()
+    except OmniError as e:
+        missing = [word for word in words if word not in str(e)]
+        assert not missing, f"nothing of {missing} in: {e}"
+        return e
+    raise AssertionError(f"{words}: nothing was refused")
+
+
+@case
+def no_memory_on_the_server_a_replica_and_a_key_of_the_wrong_type_are_named():
+    with Server("redis", "sentinel") as server:
+        sentinel = ports_of(server.values["bus_url"])[0]
+        primary, replica = (int(cli(sentinel, "sentinel", *words).split()[at]) for words, at in ((("get-master-addr-by-name", "omni"), 1), (("replicas", "omni"), 5)))
+        url = f"redis://127.0.0.1:{primary}"
+        with Daemon(env={"EVENT_BUS_URL": url, "STORAGE_URL": url}) as daemon, contextlib.closing(daemon.connect()) as client:
+            client.register("t", "agent")
+            client.publish("t", 1)
+            task = client.next_task()
+            cli(primary, "config", "set", "maxmemory", "1")
+            refused(lambda: client.publish("t", 2), "maxmemory")
+            refused(lambda: client.ack(task, {"n": 1}), "maxmemory")
+            refused(lambda: client.call("config.set", key="a", value=1), "maxmemory")
+            cli(primary, "config", "set", "maxmemory", "0")
+            client.ack(task, {"n": 1})
+            cli(primary, "set", "omni-stream:wrong", "text")
+            refused(lambda: client.publish("wrong", 1), "omni-stream:wrong")
+            refused(lambda: client.register("wrong", "agent"), "omni-stream:wrong")
+            client.publish("t", 3)  # and the rest goes on
+            assert client.next_task()["payload"]["content"] == 3
+            daemon.stop()
+        with bus(f"redis://127.0.0.1:{replica}") as daemon, contextlib.closing(daemon.connect()) as client:
+            refused(lambda: client.publish("t", 1), "replica")
+            daemon.stop()
+
+
 main()
