@@ -115,7 +115,8 @@ static int follow_copy(struct ctl *ctl, struct answer *a) {
         return r ? r : trouble(ctl, a);
 }
 
-/* The URL of --to: "-" is a line of standard input, so that its password need not stand in the list of processes. */
+/* The URL of --to: "-" is a line of standard input. One that is an argument is hidden from the list of processes as soon as it is read; before
+ * that, and in the shell's history, it stands there with its password. */
 static int read_url(struct ctl *ctl, struct om_buf *url) {
         const char *to = args_text(&ctl->args, "to");
         struct input_lines in;
@@ -127,6 +128,9 @@ static int read_url(struct ctl *ctl, struct om_buf *url) {
         }
         if (strcmp(to, "-") != 0) {
                 om_buf_puts(url, to);
+                for (char *secret = strstr(to, "://"); secret && *secret; secret++) {
+                        *secret = '*';
+                }
                 return 0;
         }
         if (input_lines_open(&in, "-") < 0 || input_lines_next(&in, &line) <= 0) {

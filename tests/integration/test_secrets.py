@@ -185,4 +185,28 @@ def a_url_on_the_command_line_is_shown_by_ps_without_its_secrets():
         d.stop()
 
 
+@case
+def a_storage_named_to_omnictl_is_hidden_from_ps_and_from_what_it_says():
+    url, words = marked("s3://u:{}@bucket?endpoint=http://127.0.0.1:1")
+    with Daemon(env=COMMON) as d:
+        d.process.send_signal(signal.SIGSTOP)  # omnictl waits for its answer
+        ctl = subprocess.Popen([os.path.join(BIN, "omnictl"), "--socket", d.socket, "storage", "migrate", "--to", url, "--yes"],
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+        def shown():
+            with open(f"/proc/{ctl.pid}/cmdline", "rb") as f:
+                return f.read()
+
+        try:
+            wait_for(lambda: b"--to\0s3***" in shown(), 10, "the URL is hidden")
+            assert words[0].encode() not in shown()
+        finally:
+            d.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: "new storage s3" in d.log_text(), 10, "the daemon speaks of the storage")
+        ctl.send_signal(signal.SIGINT)
+        said = ctl.communicate(timeout=30)[0]
+        assert words[0] not in said + d.log_text(), said
+        d.stop()
+
+
 main()
