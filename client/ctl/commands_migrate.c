@@ -115,8 +115,8 @@ static int follow_copy(struct ctl *ctl, struct answer *a) {
         return r ? r : trouble(ctl, a);
 }
 
-/* The URL of --to: "-" is a line of standard input. One that is an argument is hidden from the list of processes as soon as it is read; before
- * that, and in the shell's history, it stands there with its password. */
+/* The URL of --to: "-" is a line of standard input. One that is an argument is hidden from the list of processes as soon as it is read;
+ * before that, and in the shell's history, it stands there with its password. */
 static int read_url(struct ctl *ctl, struct om_buf *url) {
         const char *to = args_text(&ctl->args, "to");
         struct input_lines in;
