@@ -223,11 +223,12 @@ static void sent(struct nats_request *r, const struct nats_reply *reply) {
         const char *why;
         int status;
 
+        if (p->needing)
+                return;
         leave(p);
-
         if (reply->status == -ENOENT && !p->again) {
                 /* The stream was deleted meanwhile: made again, once. */
-                p->again = true;
+                p->again = p->needing = true;
                 if (p->topic->state == TOPIC_THERE)
                         p->topic->state = TOPIC_UNKNOWN;
                 nats_topic_need(p->topic, &p->wait);
@@ -251,6 +252,7 @@ static void send_it(struct topic_wait *w, int status, const struct om_error *e) 
         int r = status;
 
         p->msg = NULL;
+        p->needing = false;
         if (r == 0)
                 r = p->again ? nats_request_resend(p->bus->link, &p->req) : nats_request_send(p->bus->link, &p->req, msg);
         else

@@ -220,6 +220,7 @@ struct publication {
         struct nats_request req;
         natsMsg *msg; /* until it is sent */
         bool again;
+        bool needing;             /* it waits for its topic's stream to be made again: that answers, whatever becomes of the request */
         char *key;                /* the subject under which its idempotency key is known; NULL: none */
         char id[OM_NAME_MAX + 1]; /* with a key: its id, then the first one's */
         bool duplicate, made_keys, asked_keys;

@@ -14,6 +14,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../lib"))
 from harness import Daemon, case, main, wait_for, wakeups  # noqa: E402
 from omni_wire import OmniError  # noqa: E402
+from server import Server  # noqa: E402
 
 SCRIPT = os.path.join(os.path.dirname(__file__), "../servers/nats.sh")
 
@@ -39,6 +40,12 @@ class Stranger:
         self.say(f"SUB {subject} 1".encode(), b"PING")
         while self.file.readline().strip() != b"PONG":
             pass
+
+    def ask(self, subject):
+        """The answer to a request without a body."""
+        self.subscribe("their.answers")
+        self.say(f"PUB {subject} their.answers 0".encode(), b"")
+        return json.loads(self.next()[2])
 
     def next(self):
         """The next message's subject, headers and data."""
@@ -125,7 +132,8 @@ def what_we_publish_another_program_can_read():
 
 @case
 def new_topics_of_a_cluster_take_their_first_tasks():
-    with server("cluster") as url, bus(url) as daemon, contextlib.closing(daemon.connect()) as client:
+    # Forty streams of three copies take a busy disk its time: a call has more of it than the daemon.
+    with server("cluster") as url, bus(url) as daemon, contextlib.closing(daemon.connect(timeout=90)) as client:
         for round_ in range(3):
             tasks = [{"topic": f"new.{round_}.{n}", "payload": {"content": n}} for n in range(40)]
             for _ in range(5):
@@ -136,6 +144,40 @@ def new_topics_of_a_cluster_take_their_first_tasks():
                     break
             assert all("id" in r for r in results), [r for r in results if "id" not in r][:2]
         daemon.stop()
+
+
+@case
+def topics_whose_streams_are_gone_while_the_cluster_has_no_leader_are_refused_once_each():
+    with Server("nats", "cluster") as cluster:
+        first = cluster.values["bus_url"].split("//")[1].split(",")[0]
+        more = cluster.values["bus_url"].partition("?")[2].replace("{case}", "omni")
+        tasks = [{"topic": f"gone{n}", "payload": {"content": n}} for n in range(8)]
+        # One server by two names: the daemon stays with it.
+        with bus(f"nats://{first},{first}?{more}") as daemon, contextlib.closing(daemon.connect()) as client:
+            assert all("id" in r for r in client.call("task.publish", tasks=tasks)["results"])
+            stranger = Stranger(f"nats://{first}")
+            for n in range(8):
+                assert stranger.ask(f"$JS.API.STREAM.DELETE.omni-t-gone{n}")["success"]
+            cluster.do("kill 2 3")
+            start = time.monotonic()
+            for _ in range(2):
+                try:
+                    results = client.call("task.publish", tasks=tasks)["results"]
+                    assert all(r["error"]["data"]["kind"] == "unavailable" for r in results), results
+                except OmniError as e:
+                    assert e.kind == "unavailable", e
+            assert time.monotonic() - start < 20
+            cluster.do("up 2 3")
+            wait_for(lambda: published(client, "gone1"), 30, "a publish that succeeds")
+            daemon.stop()
+
+
+def published(client, topic):
+    try:
+        return client.publish(topic, 1)
+    except OmniError as e:
+        assert e.kind == "unavailable", e
+        return None
 
 
 @case
