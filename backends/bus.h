@@ -41,6 +41,7 @@ enum {
         OM_BUS_DEDUPE = 1 << 5,
         OM_BUS_EXACTLY_ONCE = 1 << 6, /* settle() publishes an ack's outputs in the same transaction */
         OM_BUS_REPLAY = 1 << 7,
+        OM_BUS_CONFIGURE = 1 << 8, /* OM_CHANGE_CONFIGURE: topics have settings of their own */
 };
 
 struct om_bus;     /* one bus; the backend's */
@@ -199,6 +200,7 @@ enum om_bus_change_type {
         OM_CHANGE_REPLAY_DEAD,  /* topic, agent, ids or all: back to that group alone, attempts anew; never in neither place */
         OM_CHANGE_PURGE_DEAD,   /* topic, agent, ids or all */
         OM_CHANGE_SEEK,         /* topic, agent, start, start_ms: the group starts there again (OM_BUS_REPLAY) */
+        OM_CHANGE_CONFIGURE,    /* topic, made where it is missing, partitions, retention_ms; tells both (OM_BUS_CONFIGURE) */
 };
 struct om_bus_change {
         struct om_op op;
@@ -209,7 +211,10 @@ struct om_bus_change {
         bool delete_dead_letters;
         enum om_start start;
         int64_t start_ms;
-        uint64_t ret_n; /* how many it was about */
+        int64_t partitions;   /* 0: as they are */
+        int64_t retention_ms; /* of what is finished; -1: as it is */
+        uint64_t ret_n;       /* how many it was about */
+        int64_t ret_partitions, ret_retention_ms;
 };
 
 /* -- the contract -------------------------------------------------------------------------------------------------- */

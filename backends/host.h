@@ -23,7 +23,7 @@
 #include "../proto/buf.h"
 #include "../proto/error.h"
 
-#define OM_BACKEND_ABI 2u
+#define OM_BACKEND_ABI 3u
 
 /* Before the definition of a module's `const struct om_bus_ops om_NAME_bus_ops` or `const struct om_store_ops om_NAME_store_ops`, which is
  * all that a module exports. */

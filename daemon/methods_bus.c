@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bus.*: what the bus holds, together with what only the daemon knows (workers here, which groups are paused).
+ * bus.*: what the bus holds, together with what only the daemon knows (workers here, which groups are paused); a topic's own settings.
  *
  * bus.groups and bus.stats ask the bus for its rows, then the storage for the settings of paused groups; where the storage is away, what
  * this daemon remembers of its own groups is told instead. Loop thread.
@@ -72,6 +72,47 @@ static void bus_topics(struct om_request *req, struct om_span params) {
         om_call_for(req, params, OM_CALL_BUS_QUERY, read_topics, on_topics);
 }
 static void bus_inspect(struct om_request *req, struct om_span params) { om_call_for(req, params, OM_CALL_BUS_QUERY, read_held, on_held); }
+
+/* -- bus.configure ------------------------------------------------------------------------------------------------- */
+
+static int read_configure(struct om_call *c, struct om_span params, struct om_error *e) {
+        enum { TOPIC, PARTITIONS, RETENTION, N };
+        struct om_json_member m[N + 1] = {
+                [TOPIC] = { "topic", OM_JSON_STRING, true },
+                [PARTITIONS] = { "partitions", OM_JSON_NUMBER },
+                [RETENTION] = { "retention_ms", OM_JSON_NUMBER },
+        };
+        struct om_bus_change *change = &c->change;
+        int r;
+
+        *change = (struct om_bus_change){ .op = change->op, .type = OM_CHANGE_CONFIGURE, .retention_ms = -1 };
+        if ((r = om_json_members(params, "params", m, e)) < 0 || (r = om_param_topic(&m[TOPIC], &c->arena, &change->topic, e)) < 0 ||
+                (r = om_param_int(&m[PARTITIONS], 1, 10000, &change->partitions, e)) < 0 ||
+                (r = om_param_int(&m[RETENTION], 0, OM_DELAY_MAX_MS, &change->retention_ms, e)) < 0)
+                return r;
+        if (!(c->core->bus_ops->capabilities & OM_BUS_CONFIGURE))
+                return om_error_set(e, OM_UNSUPPORTED,
+                        "the bus \"%s\" has no settings for each topic; its own are in its URL: `omnictl backends` shows them",
+                        c->core->bus_ops->name);
+        return 0;
+}
+
+static void on_configured(struct om_call *c, int status, const struct om_error *e) {
+        struct om_buf *b = om_call_begin(c, status, e);
+
+        if (!b)
+                return;
+        om_buf_lit(b, "{\"topic\":");
+        om_buf_json_span(b, c->change.topic);
+        put_number(b, "partitions", (uint64_t) c->change.ret_partitions);
+        put_number(b, "retention_ms", (uint64_t) c->change.ret_retention_ms);
+        om_buf_putc(b, '}');
+        om_call_end(c);
+}
+
+static void bus_configure(struct om_request *req, struct om_span params) {
+        om_call_for(req, params, OM_CALL_BUS_CHANGE, read_configure, on_configured);
+}
 
 /* -- bus.groups, bus.stats ----------------------------------------------------------------------------------------- */
 
@@ -302,5 +343,6 @@ const struct om_method om_bus_methods[] = {
         { "bus.groups", bus_groups },
         { "bus.inspect", bus_inspect },
         { "bus.stats", bus_stats },
+        { "bus.configure", bus_configure },
         { NULL, NULL },
 };

@@ -9,7 +9,7 @@ struct snapshot *kafka_snapshot(struct om_bus *b, struct om_span topic) {
 
         for (struct group *g = b->groups; g; g = g->hh.next)
                 for (int i = 0; i < g->n_parts; i++) {
-                        struct part *p = &g->parts[i];
+                        struct part *p = g->parts[i];
                         struct om_buf text = OM_BUF_INIT;
                         struct kafka_state state;
                         struct snapshot *s;

@@ -57,6 +57,10 @@ int64_t kafka_finished_below(const struct seen *s, const struct seen_topic *t, i
 bool kafka_done_by_all(const struct seen *s, const struct seen_topic *t, int part, int64_t offset, int64_t *ret_until);
 uint64_t kafka_depth(const struct seen *s, const struct seen_topic *t);
 
+/* How long what is finished of each topic is kept, ms: its own retention, or the URL's (topic_config.c). `ret` is filled in any case. */
+int kafka_retentions(struct om_bus *b, char (*knames)[KAFKA_NAME_MAX + 1], size_t n, int64_t *ret, struct om_error *e);
+int kafka_retention_set(struct om_bus *b, const char *kname, int64_t ms, struct om_error *e);
+
 /* Calls fn for the messages of a partition, from ≤ offset < to, until it returns false. */
 int kafka_read(struct om_bus *b, const char *kname, int32_t p, int64_t from, int64_t to, bool (*fn)(void *ctx, const rd_kafka_message_t *m),
         void *ctx, struct om_error *e);

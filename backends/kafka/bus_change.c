@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Changes: groups and topics deleted, dead letters given back or dropped, a group that starts again elsewhere.
+ * Changes: groups and topics deleted, dead letters given back or dropped, a group that starts again elsewhere, a topic's partitions and
+ * retention.
  *
  * Deleting a group is deleting its retry topic: what was committed goes with it, and other daemons lose its partitions. A dead letter that
- * is given back is on the retry topic before it is taken out of the dead letters.
+ * is given back is on the retry topic before it is taken out of the dead letters. Partitions are added to the topic first and then to the
+ * groups' retry topics: a group that has fewer when we die between the two gets its others when it is next registered, and starts in each
+ * with its first task.
  *
  * Loop thread, but for run() of calls.
  */
@@ -17,6 +20,13 @@ struct letter {
         struct send send;
         bool back; /* it is on the retry topic */
         int status;
+};
+/* A partition of a group's retry topic that was added, and gets the message that says where the group starts. */
+struct added {
+        struct change *change;
+        struct om_span agent;
+        int partition;
+        struct send send;
 };
 struct change {
         struct job job; /* first */
@@ -32,6 +42,10 @@ struct change {
         char retry[KAFKA_NAME_MAX + 1], dead[KAFKA_NAME_MAX + 1], log[KAFKA_NAME_MAX + 1];
         int n_parts;
         int64_t *starts;
+        /* a topic's own settings */
+        int64_t partitions, retention_ms;
+        struct added *added;
+        size_t n_added;
         /* dead letters */
         struct letter *letters;
         struct dead_entry *next;
@@ -47,6 +61,7 @@ static void change_free(struct om_job *j) {
         for (size_t i = 0; i < c->n; i++)
                 free(c->letters[i].record);
         free(c->letters);
+        free(c->added);
         free(c->starts);
         om_arena_deinit(&c->arena);
         free(c);
@@ -299,7 +314,7 @@ static void seek_done(struct change *c) {
         int r = 0;
 
         for (int i = 0; g && i < g->n_parts; i++)
-                if (g->parts[i].state != PART_RUNNING)
+                if (g->parts[i]->state != PART_RUNNING)
                         g = NULL;
         if (!g || g->n_parts != c->n_parts) {
                 r = om_error_set(&e, OM_CONFLICT, "Kafka: other daemons have partitions of the group now: stop them first");
@@ -307,7 +322,7 @@ static void seek_done(struct change *c) {
                 return;
         }
         for (int i = 0; i < g->n_parts && r == 0; i++) {
-                struct part *p = &g->parts[i];
+                struct part *p = g->parts[i];
                 struct kafka_state s = { .owner = g->bus->owner, .finished = p->finished, .clean = true };
                 int64_t retry = p->at[KAFKA_AT_RETRY].pos.track.low;
 
@@ -319,6 +334,145 @@ static void seek_done(struct change *c) {
                         kafka_part_touch(p);
         }
         change_over(c, r, &e, 1);
+}
+
+/* -- a topic's own settings
+ * ---------------------------------------------------------------------------------------------------------------- */
+
+static int grow_group(struct change *c, const struct seen_group *g, struct om_error *e) {
+        struct om_bus *b = c->job.bus;
+        size_t n = (size_t) (c->partitions - g->n_parts);
+        struct added *more = reallocarray(c->added, c->n_added + n, sizeof *more);
+        rd_kafka_topic_t *t;
+        int r;
+
+        if (!more)
+                return om_error_set_errno(e, ENOMEM, "Kafka");
+        c->added = more;
+        r = kafka_grow_topic(b, g->kname, (int) c->partitions, e);
+        if (r < 0)
+                return r;
+        t = rd_kafka_topic_new(b->producer, g->kname, NULL);
+        r = t ? kafka_partitions_of(b, t, (int) c->partitions, e) : om_error_set_errno(e, ENOMEM, "Kafka");
+        if (t)
+                rd_kafka_topic_destroy(t);
+        for (size_t i = 0; r >= 0 && i < n; i++)
+                c->added[c->n_added++] =
+                        (struct added){ .change = c, .agent = om_arena_copy(&c->arena, g->agent), .partition = g->n_parts + (int) i };
+        return r < 0 ? r : 0;
+}
+
+static int grow(struct change *c, const struct seen *s, struct om_error *e) {
+        struct om_bus *b = c->job.bus;
+        int r = 0;
+
+        if (c->partitions < s->topics[0].n_parts)
+                return om_error_set(
+                        e, OM_INVALID, "partitions: \"%.*s\" has %d, and Kafka can only add some", OM_PRI(c->topic), s->topics[0].n_parts);
+        if (c->partitions > s->topics[0].n_parts)
+                r = kafka_grow_topic(b, c->log, (int) c->partitions, e);
+        for (size_t i = 0; i < s->n_groups && r == 0; i++)
+                if (s->groups[i].n_parts < c->partitions)
+                        r = grow_group(c, &s->groups[i], e);
+        return r;
+}
+
+static int make(struct change *c, struct om_error *e) {
+        struct making m = { .kname = c->log, .kind = KAFKA_LOG };
+        int r;
+
+        m.partitions = (int) (c->partitions ? c->partitions : c->job.bus->settings.partitions);
+        r = kafka_make_topics(c->job.bus, &m, 1, e);
+        if (r == 0 && m.status < 0) {
+                *e = m.error;
+                r = m.status;
+        }
+        c->partitions = m.partitions;
+        return r;
+}
+
+static int configure_run(struct change *c, struct om_error *e) {
+        char names[1][KAFKA_NAME_MAX + 1];
+        struct seen s;
+        int r = kafka_look_names(c->job.bus, c->topic, &s, e);
+
+        if (r < 0)
+                return r;
+        if (!s.n_topics)
+                r = make(c, e);
+        else if (c->partitions)
+                r = grow(c, &s, e);
+        else
+                c->partitions = s.topics[0].n_parts;
+        kafka_seen_deinit(&s);
+        /* What was just set is not asked for: not every broker knows of it yet. */
+        if (r < 0 || c->retention_ms >= 0)
+                return r < 0 ? r : kafka_retention_set(c->job.bus, c->log, c->retention_ms, e);
+        memcpy(names[0], c->log, sizeof c->log);
+        return kafka_retentions(c->job.bus, names, 1, &c->retention_ms, e);
+}
+
+static void added_told(struct send *s, int status, const char *why) {
+        struct added *a = s->ctx;
+
+        if (status < 0 && !a->change->status) {
+                a->change->status = status;
+                om_error_set(
+                        &a->change->error, om_kind_of_errno(status), "%s", why ? why : "Kafka: where a group starts cannot be written");
+        }
+}
+
+static void rejoin_run(struct call *call) {
+        const struct rd_kafka_metadata *md;
+
+        /* The library sees that there are more partitions, and joins the consumer group anew; its leader shares them out. */
+        if (rd_kafka_metadata(call->bus->member, 1, NULL, &md, ADMIN_MS) == RD_KAFKA_RESP_ERR_NO_ERROR)
+                rd_kafka_metadata_destroy(md);
+}
+
+static void rejoin_done(struct call *call) {
+        struct change *c = CONTAINER(call, struct change, call);
+
+        if (!job_is_cancelled(&c->job)) {
+                c->op->ret_partitions = c->partitions;
+                c->op->ret_retention_ms = c->retention_ms;
+        }
+        change_over(c, c->status, &c->error, 1);
+}
+
+static void added_free(struct send *s) {
+        struct change *c = ((struct added *) s->ctx)->change;
+        struct om_error e;
+
+        if (--c->left)
+                return;
+        c->call.run = rejoin_run;
+        c->call.done = rejoin_done;
+        if (!c->job.bus->member || c->status < 0 || !c->n_added || kafka_call(c->job.bus, WORKER_CALLS, &c->call, &e) < 0)
+                rejoin_done(&c->call);
+}
+
+static void configured(struct change *c) {
+        struct added none = { .change = c };
+
+        c->left = c->n_added + 1;
+        for (size_t i = 0; i < c->n_added; i++) {
+                struct added *a = &c->added[i];
+
+                a->send = (struct send){ .bus = c->job.bus,
+                        .topic = kafka_topic_get(c->job.bus, KAFKA_RETRY, c->topic, a->agent),
+                        .partition = a->partition,
+                        .value = strdup("0"),
+                        .len = 1,
+                        .key = strdup(KAFKA_START_KEY),
+                        .key_len = sizeof KAFKA_START_KEY - 1,
+                        .done = added_told,
+                        .free = added_free,
+                        .ctx = a };
+                kafka_send(&a->send);
+        }
+        none.send.ctx = &none;
+        added_free(&none.send);
 }
 
 /* -- a change
@@ -338,6 +492,9 @@ static void change_run(struct call *call) {
         case OM_CHANGE_SEEK:
                 call->status = seek_run(c, &call->error);
                 break;
+        case OM_CHANGE_CONFIGURE:
+                call->status = configure_run(c, &call->error);
+                break;
         default:
                 call->status = letters_run(c, &call->error);
         }
@@ -352,6 +509,8 @@ static void change_done(struct call *call) {
                 deleted(c);
         else if (c->type == OM_CHANGE_SEEK)
                 seek_done(c);
+        else if (c->type == OM_CHANGE_CONFIGURE)
+                configured(c);
         else
                 letters_done(c);
 }
@@ -377,6 +536,8 @@ int kafka_bus_change(struct om_bus *b, struct om_bus_change *op, struct om_error
         c->delete_dead_letters = op->delete_dead_letters;
         c->start = op->start;
         c->start_ms = op->start_ms;
+        c->partitions = op->partitions;
+        c->retention_ms = op->retention_ms;
         if (!kafka_name(c->retry, b->settings.prefix, KAFKA_RETRY, c->topic, c->agent) ||
                 !kafka_name(c->dead, b->settings.prefix, KAFKA_DEAD, c->topic, c->agent) ||
                 !kafka_name(c->log, b->settings.prefix, KAFKA_LOG, c->topic, OM_SPAN_NONE) || (op->n_ids && !c->ids)) {

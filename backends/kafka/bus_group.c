@@ -18,7 +18,6 @@
 #include "bus_state.h"
 
 enum { SUBSCRIBE_MS = 10, LINGER_MS = 300, RECLAIM_DEFAULT_MS = 180000, PROPAGATION_MS = 5000, POLL_S = 3600 };
-#define START_KEY "omni-start"
 
 static const struct timeval poll_interval = { POLL_S, 0 };
 static struct timeval in_ms(int64_t ms) { return (struct timeval){ ms / 1000, ms % 1000 * 1000 }; }
@@ -53,29 +52,37 @@ static void on_linger(evutil_socket_t fd, short what, void *ctx) {
 }
 
 static void drop_parts(struct group *g) {
-        for (int i = 0; i < g->n_parts; i++)
-                HASH_DEL(g->bus->parts_by_slot, &g->parts[i]);
+        for (int i = 0; i < g->n_parts; i++) {
+                HASH_DEL(g->bus->parts_by_slot, g->parts[i]);
+                free(g->parts[i]);
+        }
         free(g->parts);
         g->parts = NULL;
         g->n_parts = 0;
 }
 
+/* Until it has so many. -ENOMEM: it has some of them. */
 static int add_parts(struct group *g, int n) {
         struct om_bus *b = g->bus;
+        struct part **parts = g->n_parts < n ? reallocarray(g->parts, (size_t) n, sizeof(struct part *)) : g->parts;
 
-        g->parts = calloc((size_t) n, sizeof *g->parts);
-        if (!g->parts)
+        if (!parts)
                 return -ENOMEM;
-        for (int i = 0; i < n; i++) {
-                g->parts[i].group = g;
-                g->parts[i].p = i;
-                g->parts[i].slot = b->next_slot++;
-                HASH_ADD(hh, b->parts_by_slot, slot, sizeof g->parts[i].slot, &g->parts[i]);
-                if (!g->parts[i].hh.tbl) {
-                        drop_parts(g);
+        g->parts = parts;
+        while (g->n_parts < n) {
+                struct part *p = calloc(1, sizeof *p);
+
+                if (!p)
+                        return -ENOMEM;
+                p->group = g;
+                p->p = g->n_parts;
+                p->slot = b->next_slot++;
+                HASH_ADD(hh, b->parts_by_slot, slot, sizeof p->slot, p);
+                if (!p->hh.tbl) {
+                        free(p);
                         return -ENOMEM;
                 }
-                g->n_parts++;
+                g->parts[g->n_parts++] = p;
         }
         return 0;
 }
@@ -91,6 +98,7 @@ static struct group *group_new(struct om_bus *b, struct om_span topic, struct om
         g->linger = evtimer_new(b->host->base, on_linger, g);
         if (!g->linger || !kafka_name(g->kname, b->settings.prefix, KAFKA_RETRY, topic, agent) ||
                 !kafka_name(g->log, b->settings.prefix, KAFKA_LOG, topic, OM_SPAN_NONE) || add_parts(g, n_parts) < 0) {
+                drop_parts(g);
                 if (g->linger)
                         event_free(g->linger);
                 free(g);
@@ -111,7 +119,7 @@ void kafka_group_free(struct group *g) {
         struct om_bus *b = g->bus;
 
         for (int i = 0; i < g->n_parts; i++)
-                kafka_part_lose(&g->parts[i]);
+                kafka_part_lose(g->parts[i]);
         drop_parts(g);
         HASH_DEL(b->groups, g);
         event_free(g->linger);
@@ -153,7 +161,7 @@ static int read_start(struct om_bus *b, struct load_item *item, struct om_error 
                 } while (om_clock_ms() < by && (!m || m->err));
                 rd_kafka_consume_stop(t, item->p);
         }
-        if (m && !m->err && m->key_len == sizeof START_KEY - 1 && memcmp(m->key, START_KEY, m->key_len) == 0 && m->len < 20) {
+        if (m && !m->err && m->key_len == sizeof KAFKA_START_KEY - 1 && memcmp(m->key, KAFKA_START_KEY, m->key_len) == 0 && m->len < 20) {
                 char text[24];
 
                 snprintf(text, sizeof text, "%.*s", (int) m->len, (const char *) m->payload);
@@ -268,13 +276,25 @@ static void load(struct om_bus *b, struct part **parts, size_t n) {
                         parts[i]->state = PART_LOADING;
                 l->items[i] = (struct load_item){ .slot = parts[i]->slot, .term = ++parts[i]->term, .p = parts[i]->p };
                 memcpy(l->items[i].kname, g->kname, sizeof g->kname);
-                if (g->starts) {
+                if (parts[i]->p < g->n_starts) {
                         l->items[i].has_start = true;
                         l->items[i].start = g->starts[parts[i]->p];
                 }
         }
         if (kafka_call(b, WORKER_CALLS, &l->call, &e) < 0)
                 free(l);
+}
+
+/* What is ours of a group may be a partition that was added after we began to serve it. */
+static void grow(struct om_bus *b, const rd_kafka_topic_partition_list_t *list) {
+        for (int i = 0; i < list->cnt; i++) {
+                struct group *g = NULL;
+
+                HASH_FIND_STR(b->groups, list->elems[i].topic, g);
+                if (g && list->elems[i].partition >= g->n_parts && add_parts(g, list->elems[i].partition + 1) < 0)
+                        om_host_log(b->host, OM_LOG_ERROR, "Kafka: no memory for a partition more of %s: it waits until a daemon starts",
+                                g->kname);
+        }
 }
 
 /* Of these, what is of groups that we serve is loaded. */
@@ -287,7 +307,7 @@ static void take(struct om_bus *b, const rd_kafka_topic_partition_list_t *list, 
 
                 HASH_FIND_STR(b->groups, list->elems[i].topic, g);
                 if (g && (!only || only == g) && list->elems[i].partition < g->n_parts) {
-                        struct part *p = &g->parts[list->elems[i].partition];
+                        struct part *p = g->parts[list->elems[i].partition];
 
                         if (p->state == PART_IDLE || (p->state == PART_SUSPENDED && !p->resuming))
                                 parts[n++] = p;
@@ -313,7 +333,7 @@ static struct part *assigned_part(struct om_bus *b, const rd_kafka_topic_partiti
         struct group *g = NULL;
 
         HASH_FIND_STR(b->groups, tp->topic, g);
-        return g && tp->partition < g->n_parts ? &g->parts[tp->partition] : NULL;
+        return g && tp->partition < g->n_parts ? g->parts[tp->partition] : NULL;
 }
 
 /* Leaving groups of which nothing is ours any more end. */
@@ -324,7 +344,7 @@ static void reap(struct om_bus *b) {
                 bool idle = g->leaving && !g->sub;
 
                 for (int i = 0; i < g->n_parts && idle; i++)
-                        idle = g->parts[i].state == PART_IDLE;
+                        idle = g->parts[i]->state == PART_IDLE;
                 if (idle)
                         kafka_group_free(g);
         }
@@ -334,8 +354,8 @@ static void reap(struct om_bus *b) {
 static void drop_suspended(struct om_bus *b) {
         for (struct group *g = b->groups; g; g = g->hh.next)
                 for (int i = 0; i < g->n_parts; i++)
-                        if (g->parts[i].state == PART_SUSPENDED && !rd_kafka_topic_partition_list_find(b->assigned, g->kname, i))
-                                kafka_part_lose(&g->parts[i]);
+                        if (g->parts[i]->state == PART_SUSPENDED && !rd_kafka_topic_partition_list_find(b->assigned, g->kname, i))
+                                kafka_part_lose(g->parts[i]);
 }
 
 static void revoked(struct om_bus *b, bool lost) {
@@ -403,6 +423,7 @@ void kafka_rebalanced(rd_kafka_t *rk, rd_kafka_resp_err_t err, rd_kafka_topic_pa
                 for (int i = 0; i < list->cnt; i++)
                         if (!rd_kafka_topic_partition_list_find(b->assigned, list->elems[i].topic, list->elems[i].partition))
                                 rd_kafka_topic_partition_list_add(b->assigned, list->elems[i].topic, list->elems[i].partition);
+                grow(b, list);
                 take(b, list, NULL);
                 drop_suspended(b);
                 return;
@@ -520,10 +541,10 @@ static void serve(struct subscribing *s, struct group *g) {
         if (g->leaving) { /* it stays */
                 g->leaving = false;
                 for (int i = 0; i < g->n_parts; i++)
-                        if (g->parts[i].state == PART_LEAVING &&
+                        if (g->parts[i]->state == PART_LEAVING &&
                                 !(g->bus->revoking && rd_kafka_topic_partition_list_find(g->bus->revoking, g->kname, i))) {
-                                g->parts[i].state = PART_RUNNING;
-                                g->parts[i].clean = false;
+                                g->parts[i]->state = PART_RUNNING;
+                                g->parts[i]->clean = false;
                         }
                 kafka_subscription_soon(g->bus);
         }
@@ -553,11 +574,13 @@ static void is_made(struct subscribing *s) {
         if (s->made) {
                 free(g->starts);
                 g->starts = s->starts;
+                g->n_starts = s->n_parts;
                 s->starts = NULL;
         }
         kafka_subscription_soon(b);
         if (!event_pending(b->poll_timer, EV_TIMEOUT, NULL))
                 evtimer_add(b->poll_timer, &poll_interval);
+        grow(b, b->assigned);
         take(b, b->assigned, g);
         serve(s, g);
 }
@@ -595,8 +618,8 @@ static void write_starts(struct subscribing *s) {
                         .partition = i,
                         .value = strdup(text),
                         .len = strlen(text),
-                        .key = strdup(START_KEY),
-                        .key_len = sizeof START_KEY - 1,
+                        .key = strdup(KAFKA_START_KEY),
+                        .key_len = sizeof KAFKA_START_KEY - 1,
                         .done = start_sent,
                         .free = start_free,
                         .ctx = s };
@@ -624,7 +647,7 @@ static void open_done(struct call *c) {
 /* -- opening a group, on a worker --------------------------------------------------------------------------------------------- */
 
 /* How many partitions a topic has, once the brokers know at least `least`. */
-static int partitions_of(struct om_bus *b, rd_kafka_topic_t *t, int least, struct om_error *e) {
+int kafka_partitions_of(struct om_bus *b, rd_kafka_topic_t *t, int least, struct om_error *e) {
         int64_t by = om_clock_ms() + PROPAGATION_MS;
         const struct rd_kafka_metadata *md;
 
@@ -741,7 +764,7 @@ static void open_run(struct call *c) {
         bool others = false;
         int has;
 
-        s->n_parts = partitions_of(b, s->log->rkt, 1, &c->error);
+        s->n_parts = kafka_partitions_of(b, s->log->rkt, 1, &c->error);
         if (s->n_parts < 0) {
                 c->status = s->n_parts;
                 return;
@@ -755,7 +778,7 @@ static void open_run(struct call *c) {
         if (c->status)
                 return;
         s->made = m.made;
-        has = partitions_of(b, s->retry->rkt, m.made ? s->n_parts : 1, &c->error);
+        has = kafka_partitions_of(b, s->retry->rkt, m.made ? s->n_parts : 1, &c->error);
         if (has < 0 || (has < s->n_parts && (has = kafka_grow_topic(b, s->kname, s->n_parts, &c->error)) < 0)) {
                 c->status = has;
                 return;
@@ -843,7 +866,7 @@ void kafka_group_leave_now(struct group *g) {
 
         g->leaving = true;
         for (int i = 0; i < g->n_parts; i++) {
-                struct part *p = &g->parts[i];
+                struct part *p = g->parts[i];
 
                 if (p->state == PART_RUNNING) {
                         p->state = PART_LEAVING;
@@ -858,7 +881,7 @@ void kafka_group_gone(struct group *g) {
         struct om_bus *b = g->bus;
 
         for (int i = 0; i < g->n_parts; i++)
-                kafka_part_lose(&g->parts[i]);
+                kafka_part_lose(g->parts[i]);
         if (g->sub) {
                 g->sub->bus = b;
                 g->sub->group = NULL; /* the core lets go of it */
@@ -891,9 +914,9 @@ void kafka_groups_close(struct om_bus *b) {
         for (struct group *g = b->groups; g; g = g->hh.next) {
                 event_del(g->linger);
                 for (int i = 0; i < g->n_parts; i++)
-                        if (g->parts[i].state == PART_RUNNING || g->parts[i].state == PART_LEAVING) {
-                                g->parts[i].state = PART_LEAVING;
-                                g->parts[i].clean = g->parts[i].dirty = true;
+                        if (g->parts[i]->state == PART_RUNNING || g->parts[i]->state == PART_LEAVING) {
+                                g->parts[i]->state = PART_LEAVING;
+                                g->parts[i]->clean = g->parts[i]->dirty = true;
                         }
         }
         event_del(b->subscribe_timer);

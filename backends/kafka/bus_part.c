@@ -377,7 +377,7 @@ static void pump(struct om_post *post) {
                 struct group *g = s->group;
 
                 for (int i = 0; g && i < g->n_parts; i++)
-                        pump_part(s, &g->parts[(g->turn + i) % g->n_parts]);
+                        pump_part(s, g->parts[(g->turn + i) % g->n_parts]);
                 if (g && g->n_parts)
                         g->turn = (g->turn + 1) % g->n_parts;
         }

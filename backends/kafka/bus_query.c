@@ -432,13 +432,14 @@ struct sweep {
         char (*topics)[OM_TOPIC_MAX + 1];
 };
 
-static void sweep_topic(struct om_bus *b, const struct seen *s, const struct seen_topic *t, rd_kafka_topic_partition_list_t *before) {
+static void sweep_topic(
+        struct om_bus *b, const struct seen *s, const struct seen_topic *t, int64_t retention_ms, rd_kafka_topic_partition_list_t *before) {
         rd_kafka_topic_partition_list_t *times = NULL;
 
-        if (b->settings.retention_ms) {
+        if (retention_ms) {
                 times = rd_kafka_topic_partition_list_new(t->n_parts);
                 for (int p = 0; p < t->n_parts; p++)
-                        rd_kafka_topic_partition_list_add(times, t->kname, p)->offset = om_now_ms() - b->settings.retention_ms;
+                        rd_kafka_topic_partition_list_add(times, t->kname, p)->offset = om_now_ms() - retention_ms;
                 if (rd_kafka_offsets_for_times(b->producer, times, ADMIN_MS)) {
                         rd_kafka_topic_partition_list_destroy(times);
                         return;
@@ -460,14 +461,21 @@ static void sweep_topic(struct om_bus *b, const struct seen *s, const struct see
 static void sweep_run(struct call *c) {
         struct sweep *w = (struct sweep *) c;
         rd_kafka_topic_partition_list_t *before = rd_kafka_topic_partition_list_new(16);
+        char(*knames)[KAFKA_NAME_MAX + 1] = calloc(w->n, sizeof knames[0]);
+        int64_t *retentions = calloc(w->n, sizeof(int64_t));
+        bool known = knames && retentions;
 
-        for (size_t i = 0; i < w->n; i++) {
+        for (size_t i = 0; known && i < w->n; i++)
+                known = kafka_name(knames[i], c->bus->settings.prefix, KAFKA_LOG, om_span_of(w->topics[i]), OM_SPAN_NONE);
+        if (known)
+                kafka_retentions(c->bus, knames, w->n, retentions, &c->error); /* who may not ask has the URL's for all */
+        for (size_t i = 0; known && i < w->n; i++) {
                 struct seen s;
 
                 if (kafka_look(c->bus, om_span_of(w->topics[i]), w->snap, &s, &c->error) < 0)
                         break;
                 for (size_t k = 0; k < s.n_topics; k++)
-                        sweep_topic(c->bus, &s, &s.topics[k], before);
+                        sweep_topic(c->bus, &s, &s.topics[k], retentions[i], before);
                 for (size_t k = 0; k < s.n_groups; k++)
                         for (int p = 0; p < s.groups[k].n_parts; p++) {
                                 const struct seen_part *part = &s.groups[k].parts[p];
@@ -481,6 +489,8 @@ static void sweep_run(struct call *c) {
         if (before->cnt)
                 c->status = kafka_delete_records(c->bus, before, &c->error);
         rd_kafka_topic_partition_list_destroy(before);
+        free(knames);
+        free(retentions);
 }
 
 static void sweep_done(struct call *c) {

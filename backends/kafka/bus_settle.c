@@ -294,8 +294,8 @@ int kafka_bus_settle(struct om_bus *b, struct om_bus_settle *op, struct om_error
 bool kafka_commit_idle(const struct om_bus *b) {
         for (const struct group *g = b->groups; g; g = g->hh.next)
                 for (int i = 0; i < g->n_parts; i++)
-                        if ((g->parts[i].state == PART_RUNNING || g->parts[i].state == PART_LEAVING) &&
-                                (g->parts[i].dirty || g->parts[i].in_commit))
+                        if ((g->parts[i]->state == PART_RUNNING || g->parts[i]->state == PART_LEAVING) &&
+                                (g->parts[i]->dirty || g->parts[i]->in_commit))
                                 return false;
         return true;
 }
@@ -330,8 +330,8 @@ static struct part *part_named(struct om_bus *b, const rd_kafka_topic_partition_
         struct group *g = NULL;
 
         HASH_FIND_STR(b->groups, tp->topic, g);
-        return g && tp->partition < g->n_parts && g->parts[tp->partition].in_commit && !g->parts[tp->partition].in_txn
-                ? &g->parts[tp->partition]
+        return g && tp->partition < g->n_parts && g->parts[tp->partition]->in_commit && !g->parts[tp->partition]->in_txn
+                ? g->parts[tp->partition]
                 : NULL;
 }
 
@@ -402,7 +402,7 @@ static void commit(struct om_post *post) {
                 return;
         for (struct group *g = b->groups; g; g = g->hh.next)
                 for (int i = 0; i < g->n_parts; i++) {
-                        struct part *p = &g->parts[i];
+                        struct part *p = g->parts[i];
 
                         if (!p->dirty || p->in_commit || (p->state != PART_RUNNING && p->state != PART_LEAVING))
                                 continue;

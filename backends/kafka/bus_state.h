@@ -232,8 +232,8 @@ struct group {
         char log[KAFKA_NAME_MAX + 1];
         struct om_bus_sub *sub; /* NULL: nobody serves it */
         bool unswept;           /* something was finished */
-        struct part *parts;
-        int n_parts, turn;
+        struct part **parts;    /* each its own memory: there may be more of them later */
+        int n_parts, n_starts, turn;
         unsigned lane;
         bool exactly_once; /* its commits are transactions */
         bool leaving;
@@ -268,6 +268,8 @@ void kafka_groups_free(struct om_bus *b);
 void kafka_bus_let_go(struct om_bus *b);
 void kafka_bus_transacts(struct om_bus *b); /* kept in the state folder, for the next life */
 /* On a worker. */
+#define KAFKA_START_KEY "omni-start" /* of the message in a retry partition that says from where on the group reads the topic's */
+int kafka_partitions_of(struct om_bus *b, rd_kafka_topic_t *t, int least, struct om_error *e);
 int kafka_grow_topic(struct om_bus *b, const char *kname, int n, struct om_error *e);
 int kafka_find_offsets(struct om_bus *b, const char *log, int n, enum om_start start, int64_t start_ms, int64_t *ret, struct om_error *e);
 

@@ -248,6 +248,8 @@ int change_apply(struct om_bus *b, struct msg_change *m) {
                 return letters(b, m);
         case OM_CHANGE_SEEK:
                 return seek(b, m);
+        case OM_CHANGE_CONFIGURE: /* refused by local_change() */
+                break;
         }
         return EINVAL;
 }

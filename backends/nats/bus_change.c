@@ -542,6 +542,9 @@ static void surveyed(struct survey *s) {
                 break;
         case OM_CHANGE_SEEK:
                 seek(c);
+                break;
+        case OM_CHANGE_CONFIGURE: /* refused by nats_bus_change() */
+                break;
         }
 }
 

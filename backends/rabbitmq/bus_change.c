@@ -435,6 +435,8 @@ int rmq_bus_change(struct om_bus *b, struct om_bus_change *op, struct om_error *
         if (op->type == OM_CHANGE_SEEK)
                 return om_error_set(
                         e, OM_UNSUPPORTED, "RabbitMQ: a group cannot be sent back; a new group with `start` reads the topic's log again");
+        if (op->type == OM_CHANGE_CONFIGURE)
+                return om_error_set(e, OM_UNSUPPORTED, "RabbitMQ: topics have no settings of their own");
         c = calloc(1, sizeof *c);
         if (!c)
                 return om_error_set_errno(e, ENOMEM, "RabbitMQ");

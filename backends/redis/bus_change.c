@@ -510,6 +510,8 @@ int om_redis_bus_change(struct om_bus *b, struct om_bus_change *op, struct om_er
         case OM_CHANGE_SEEK:
                 seek(c);
                 break;
+        case OM_CHANGE_CONFIGURE: /* refused above */
+                break;
         }
         return om_redis_work_called(&c->w);
 }

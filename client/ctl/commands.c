@@ -265,6 +265,10 @@ static const struct option query_options[] = {
                 .help = "how many rows at most (default 100)" },
         END,
 };
+static const struct option configure_options[] = { TOPIC(MUST, .help = "the topic"),
+        { .name = "partitions", .value = "N", .type = OPT_INT, .min = 1, .max = 10000, .help = "so many, not fewer than it has" },
+        { .name = "retention", .value = "TIME", .type = OPT_TIME, .min = 0, .help = "how long what all groups have finished is kept (7d)" },
+        END };
 static const struct option migrate_options[] = { { .name = "to",
                                                          .value = "URL",
                                                          .type = OPT_TEXT,
@@ -547,6 +551,16 @@ const struct command ctl_commands[] = {
                 .run = cmd_bus_inspect,
                 .about = "The tasks on a topic, oldest first, without taking them.",
                 .examples = EXAMPLES({ "bus inspect words", "the oldest 20" }) },
+        { .path = "bus configure",
+                .summary = "partitions and retention of a topic",
+                .options = configure_options,
+                .run = cmd_bus_configure,
+                .about = "Shows what a topic has of its own on a bus that has such settings (Kafka), and changes what is named. A topic "
+                         "that is "
+                         "missing is made. Partitions can only become more, and keys may go to others then.",
+                .examples = EXAMPLES({ "bus configure words", "as it is" },
+                        { "bus configure words --partitions 6", "six daemons can share it" },
+                        { "bus configure words --retention 7d", "what is finished can be replayed for a week" }) },
         { .path = "bus dlq",
                 .summary = "dead letters (as dlq list)",
                 .options = dlq_list,

@@ -75,6 +75,34 @@ int cmd_bus_groups(struct ctl *ctl) {
         return r;
 }
 
+/* -- a topic's own settings ------------------------------------------------------------------------------------------ */
+
+static const struct view_column configure_columns[] = { { "TOPIC", "topic", VIEW_TEXT }, { "PARTITIONS", "partitions", VIEW_NUMBER },
+        { "KEPT FOR REPLAY, MS", "retention_ms", VIEW_NUMBER }, { NULL, NULL, 0 } };
+
+int cmd_bus_configure(struct ctl *ctl) {
+        struct om_buf params = OM_BUF_INIT;
+        struct om_span text = OM_SPAN_NONE;
+        char *answer = NULL;
+        int r;
+
+        om_buf_lit(&params, "{\"topic\":");
+        om_buf_json_span(&params, om_span_of(args_text(&ctl->args, "topic")));
+        if (args_has(&ctl->args, "partitions")) {
+                om_buf_printf(&params, ",\"partitions\":%lld", (long long) args_number(&ctl->args, "partitions", 1));
+        }
+        if (args_has(&ctl->args, "retention")) {
+                om_buf_printf(&params, ",\"retention_ms\":%lld", (long long) args_number(&ctl->args, "retention", 0));
+        }
+        om_buf_putc(&params, '}');
+        r = ctl_call_buf(ctl, "bus.configure", &params, &answer, &text);
+        if (r == 0) {
+                view_record(ctl, text, configure_columns);
+        }
+        free(answer);
+        return r;
+}
+
 /* -- stats --------------------------------------------------------------------------------------------------------- */
 
 static const struct view_column stats_columns[] = {

@@ -130,6 +130,7 @@ int cmd_bus_topics(struct ctl *ctl);
 int cmd_bus_inspect(struct ctl *ctl);
 int cmd_bus_groups(struct ctl *ctl);
 int cmd_bus_stats(struct ctl *ctl);
+int cmd_bus_configure(struct ctl *ctl);
 int cmd_dlq_list(struct ctl *ctl);
 int cmd_dlq_show(struct ctl *ctl);
 int cmd_dlq_replay(struct ctl *ctl);

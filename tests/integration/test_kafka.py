@@ -39,6 +39,9 @@ class Stranger:
         command = ["kcat", "-P", "-b", self.brokers, "-t", topic] + [f"-H{h}" for h in headers] + (["-k", key] if key else [])
         subprocess.run(command, input=data, check=True, timeout=60)
 
+    def topics(self):
+        return subprocess.run(["kcat", "-L", "-b", self.brokers], check=True, timeout=60, text=True, stdout=subprocess.PIPE).stdout
+
     def read(self, topic, committed=True):
         """All that the topic holds: key, headers, value of each."""
         level = "read_committed" if committed else "read_uncommitted"
@@ -163,6 +166,51 @@ def an_acks_outputs_are_seen_once_and_with_it():
             pass
         values = [json.loads(value)["payload"]["content"] for _, _, value in Stranger(url).read("x.out")]
         assert values[:5] == list(range(5)), values[:5]
+
+
+@case
+def a_topics_partitions_and_retention_are_changed_while_it_is_served():
+    with broker() as url, bus(url) as d, bus(url) as other:
+        with contextlib.closing(d.connect()) as c, contextlib.closing(other.connect()) as far:
+            assert "configure" in c.call("hello")["capabilities"]
+            c.register("t", "a", prefetch=10)
+            for i in range(8):
+                c.publish("t", i, key=f"k{i}")
+            for _ in range(8):
+                c.ack(c.next_task())
+            assert c.call("bus.configure", topic="t") == {"topic": "t", "partitions": 1, "retention_ms": 0}
+            # By the daemon that does not serve it; what it serves there goes on.
+            shown = json.loads(d.ctl("bus", "configure", "t", "--partitions", "4", "--retention", "1h", "--format", "json").stdout)
+            assert shown == {"topic": "t", "partitions": 4, "retention_ms": 3600000}, shown
+            for i in range(40):
+                far.publish("t", 100 + i, key=f"k{i}")
+            seen = []
+            while len(seen) < 40:
+                task = c.next_task(30)
+                assert task, f"{len(seen)} of 40 came: {seen}"
+                seen.append(task["payload"]["content"])
+                c.ack(task)
+            assert sorted(seen) == list(range(100, 140)), seen
+            wait_for(lambda: c.call("bus.groups", topic="t")["groups"][0]["lag"] == 0, 20, "lag 0")
+            # What was finished since then stays: a group that starts with the first has all of it.
+            far.register("t", "late", start="first", prefetch=100)
+            again = set()
+            while not again >= set(range(100, 140)):
+                task = far.next_task(30)
+                assert task, f"only {len(again)} came: {again}"
+                again.add(task["payload"]["content"])
+                far.ack(task)
+            for params, kind, words in (({"partitions": 2}, "invalid", "4"), ({"partitions": 0}, "invalid", "partitions"), ({"retention_ms": -1}, "invalid", "retention_ms")):
+                try:
+                    c.call("bus.configure", topic="t", **params)
+                    raise AssertionError(params)
+                except OmniError as e:
+                    assert e.kind == kind and words in str(e), e
+            # A topic that is not there yet is made so.
+            assert c.call("bus.configure", topic="new", partitions=3, retention_ms=5000) == {"topic": "new", "partitions": 3, "retention_ms": 5000}
+            wait_for(lambda: 'x.new" with 3 partitions' in Stranger(url).topics(), 20, "what a stranger sees of it")
+            d.stop()
+            other.stop()
 
 
 @case

@@ -408,6 +408,18 @@ def deleting_a_topic_tells_how_much_there_was():
 
 
 @case
+def a_bus_without_settings_of_topics_says_so():
+    with Daemon() as d:
+        c = d.connect()
+        assert "configure" not in c.call("hello")["capabilities"]
+        try:
+            c.call("bus.configure", topic="x", partitions=2)
+            raise AssertionError("configured")
+        except OmniError as e:
+            assert e.kind == "unsupported" and "local" in str(e) and "omnictl backends" in str(e), e
+
+
+@case
 def bus_stats_and_its_totals_add_up():
     with Daemon() as d:
         c = d.connect()

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How long what is finished of a topic is kept, where that is the topic's own and not the URL's (retention_ms).
+ *
+ * It stands in the topic's configuration as delete.retention.ms, where every tool of Kafka shows it: what that is for, compaction, our
+ * topics do not have (cleanup.policy=delete). retention.ms would delete what nobody has finished.
+ *
+ * Always true: a topic's other configuration stays as it is. AlterConfigs replaces all of it, so what was set before is sent along; between
+ * the two requests somebody else's change is lost (IncrementalAlterConfigs is not in every librdkafka that we run with). Worker.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "admin.h"
+
+#define OURS "delete.retention.ms"
+
+static rd_kafka_AdminOptions_t *options_new(struct om_bus *b, rd_kafka_admin_op_t op) {
+        rd_kafka_AdminOptions_t *options = rd_kafka_AdminOptions_new(b->producer, op);
+
+        rd_kafka_AdminOptions_set_request_timeout(options, ADMIN_MS, NULL, 0);
+        return options;
+}
+
+/* The configurations of these topics: an event, to be destroyed, and in it what was answered. */
+static int describe(struct om_bus *b, char (*knames)[KAFKA_NAME_MAX + 1], size_t n, rd_kafka_event_t **ret,
+        const rd_kafka_ConfigResource_t ***ret_topics, size_t *ret_n, struct om_error *e) {
+        rd_kafka_ConfigResource_t **topics = calloc(n + 1, sizeof(rd_kafka_ConfigResource_t *));
+        rd_kafka_AdminOptions_t *options = options_new(b, RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS);
+        rd_kafka_queue_t *q = rd_kafka_queue_new(b->producer);
+        rd_kafka_event_t *ev = NULL;
+        int r = topics ? 0 : om_error_set_errno(e, ENOMEM, "Kafka");
+
+        *ret_n = 0;
+        for (size_t i = 0; r == 0 && i < n; i++)
+                topics[i] = rd_kafka_ConfigResource_new(RD_KAFKA_RESOURCE_TOPIC, knames[i]);
+        if (r == 0) {
+                rd_kafka_DescribeConfigs(b->producer, topics, n, options, q);
+                ev = rd_kafka_queue_poll(q, ADMIN_MS + 1000);
+                if (!ev || rd_kafka_event_error(ev))
+                        r = kafka_error(ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT,
+                                ev ? rd_kafka_event_error_string(ev) : NULL, "asking how a topic is configured", e);
+        }
+        if (topics)
+                rd_kafka_ConfigResource_destroy_array(topics, r == 0 || ev ? n : 0);
+        free(topics);
+        rd_kafka_queue_destroy(q);
+        rd_kafka_AdminOptions_destroy(options);
+        if (r < 0 && ev)
+                rd_kafka_event_destroy(ev);
+        if (r < 0)
+                return r;
+        *ret = ev;
+        *ret_topics = rd_kafka_DescribeConfigs_result_resources(rd_kafka_event_DescribeConfigs_result(ev), ret_n);
+        return 0;
+}
+
+static bool is_set(const rd_kafka_ConfigEntry_t *entry) {
+        return rd_kafka_ConfigEntry_source(entry) == RD_KAFKA_CONFIG_SOURCE_DYNAMIC_TOPIC_CONFIG && rd_kafka_ConfigEntry_value(entry);
+}
+
+static int64_t own_retention(const rd_kafka_ConfigResource_t *topic) {
+        size_t n = 0;
+        const rd_kafka_ConfigEntry_t **entries = rd_kafka_ConfigResource_configs(topic, &n);
+
+        for (size_t i = 0; i < n; i++)
+                if (strcmp(rd_kafka_ConfigEntry_name(entries[i]), OURS) == 0 && is_set(entries[i]))
+                        return strtoll(rd_kafka_ConfigEntry_value(entries[i]), NULL, 10);
+        return -1;
+}
+
+int kafka_retentions(struct om_bus *b, char (*knames)[KAFKA_NAME_MAX + 1], size_t n, int64_t *ret, struct om_error *e) {
+        const rd_kafka_ConfigResource_t **topics;
+        rd_kafka_event_t *ev;
+        size_t n_topics;
+        int r;
+
+        for (size_t i = 0; i < n; i++)
+                ret[i] = b->settings.retention_ms;
+        if (!n)
+                return 0;
+        r = describe(b, knames, n, &ev, &topics, &n_topics, e);
+        if (r < 0)
+                return r;
+        for (size_t i = 0; i < n_topics; i++)
+                for (size_t k = 0; k < n; k++) {
+                        int64_t own = rd_kafka_ConfigResource_error(topics[i]) ? -1 : own_retention(topics[i]);
+
+                        if (own >= 0 && strcmp(rd_kafka_ConfigResource_name(topics[i]), knames[k]) == 0)
+                                ret[k] = own;
+                }
+        rd_kafka_event_destroy(ev);
+        return 0;
+}
+
+static int alter(struct om_bus *b, rd_kafka_ConfigResource_t *topic, struct om_error *e) {
+        rd_kafka_AdminOptions_t *options = options_new(b, RD_KAFKA_ADMIN_OP_ALTERCONFIGS);
+        rd_kafka_queue_t *q = rd_kafka_queue_new(b->producer);
+        const rd_kafka_ConfigResource_t **done;
+        rd_kafka_event_t *ev;
+        size_t n = 0;
+        int r = 0;
+
+        rd_kafka_AlterConfigs(b->producer, &topic, 1, options, q);
+        ev = rd_kafka_queue_poll(q, ADMIN_MS + 1000);
+        if (!ev || rd_kafka_event_error(ev))
+                r = kafka_error(ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT, ev ? rd_kafka_event_error_string(ev) : NULL,
+                        "configuring a topic", e);
+        else if ((done = rd_kafka_AlterConfigs_result_resources(rd_kafka_event_AlterConfigs_result(ev), &n)) && n)
+                r = kafka_error(
+                        rd_kafka_ConfigResource_error(done[0]), rd_kafka_ConfigResource_error_string(done[0]), "configuring a topic", e);
+        if (ev)
+                rd_kafka_event_destroy(ev);
+        rd_kafka_queue_destroy(q);
+        rd_kafka_AdminOptions_destroy(options);
+        return r;
+}
+
+int kafka_retention_set(struct om_bus *b, const char *kname, int64_t ms, struct om_error *e) {
+        char names[1][KAFKA_NAME_MAX + 1], text[24];
+        const rd_kafka_ConfigResource_t **topics;
+        rd_kafka_ConfigResource_t *topic;
+        const rd_kafka_ConfigEntry_t **entries;
+        rd_kafka_event_t *ev;
+        int64_t by = om_clock_ms() + ADMIN_MS;
+        size_t n_topics, n = 0;
+        int r;
+
+        snprintf(names[0], sizeof names[0], "%s", kname);
+        /* One that was just made is not known to every broker yet. */
+        while ((r = describe(b, names, 1, &ev, &topics, &n_topics, e)) == 0 && n_topics &&
+                rd_kafka_ConfigResource_error(topics[0]) == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART && om_clock_ms() < by) {
+                rd_kafka_event_destroy(ev);
+                usleep(10000);
+        }
+        if (r < 0)
+                return r;
+        if (!n_topics || rd_kafka_ConfigResource_error(topics[0])) {
+                r = kafka_error(n_topics ? rd_kafka_ConfigResource_error(topics[0]) : RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
+                        n_topics ? rd_kafka_ConfigResource_error_string(topics[0]) : NULL, "asking how a topic is configured", e);
+                rd_kafka_event_destroy(ev);
+                return r;
+        }
+        topic = rd_kafka_ConfigResource_new(RD_KAFKA_RESOURCE_TOPIC, kname);
+        entries = rd_kafka_ConfigResource_configs(topics[0], &n);
+        for (size_t i = 0; i < n; i++)
+                if (is_set(entries[i]) && strcmp(rd_kafka_ConfigEntry_name(entries[i]), OURS) != 0)
+                        rd_kafka_ConfigResource_set_config(
+                                topic, rd_kafka_ConfigEntry_name(entries[i]), rd_kafka_ConfigEntry_value(entries[i]));
+        snprintf(text, sizeof text, "%lld", (long long) ms);
+        rd_kafka_ConfigResource_set_config(topic, OURS, text);
+        rd_kafka_event_destroy(ev);
+        r = alter(b, topic, e);
+        rd_kafka_ConfigResource_destroy(topic);
+        return r;
+}
