@@ -275,7 +275,8 @@ static void put_word(struct om_buf *b, const char *word, bool *first) {
 
 void om_put_capabilities(struct om_buf *b, unsigned bus_capabilities, unsigned store_capabilities) {
         /* by bit, as in bus.h */
-        static const char *const words[] = { "priority", "ttl", "delay", "keys", "patterns", "dedupe", "exactly_once", "replay", "configure" };
+        static const char *const words[] = { "priority", "ttl", "delay", "keys", "patterns", "dedupe", "exactly_once", "replay",
+                "configure" };
         bool first = true;
 
         for (unsigned i = 0; i < sizeof words / sizeof *words; i++)

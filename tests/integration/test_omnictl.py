@@ -646,7 +646,7 @@ def agent_run_on_a_terminal_tells_each_task_in_a_line():
         out, code, _ = on_terminal(daemon, "agent", "run", "--topic", "t", "--name", "n", "--once=2", "--retry-limit", "0", "--", "sh", "-c", "read x; test $x = 0 || { echo no >&2; exit 1; }")
         plain = re.sub("\033\\[[0-9;]*m", "", out)
         assert code == 0 and "Serving t as n with 1 worker" in plain, out
-        assert re.search(f"done    {ids[0]}  [0-9.]+ m?s", plain) and re.search(f"failed  {ids[1]}  [0-9.]+ m?s  no", plain), plain
+        assert re.search(f"done    {ids[0]}  [0-9.]+ [mµ]?s", plain) and re.search(f"failed  {ids[1]}  [0-9.]+ [mµ]?s  no", plain), plain
 
 
 if __name__ == "__main__":
