@@ -270,7 +270,8 @@ static void read_one(struct part *p, int which, rd_kafka_message_t *m) {
         s->burst += 512 + (uint32_t) m->len;
         if (kafka_track_is_done(&s->pos.track, m->offset))
                 rd_kafka_message_destroy(m);
-        else if (which == KAFKA_AT_RETRY && m->offset == 0 && m->key_len == 10 && memcmp(m->key, "omni-start", 10) == 0) {
+        else if (which == KAFKA_AT_RETRY && m->offset == 0 && m->key_len == sizeof KAFKA_START_KEY - 1 &&
+                memcmp(m->key, KAFKA_START_KEY, m->key_len) == 0) {
                 kafka_track_done(&s->pos.track, 0, 1);
                 if (s->pos.next < 1)
                         s->pos.next = 1;

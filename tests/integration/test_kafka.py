@@ -9,7 +9,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../lib"))
-from harness import SANITIZED, Daemon, case, main, wait_for  # noqa: E402
+from harness import SANITIZED, Daemon, case, main, wait_for, wakeups  # noqa: E402
 from omni_wire import OmniError  # noqa: E402
 from server import Server  # noqa: E402
 
@@ -222,16 +222,9 @@ def ten_idle_agents_cost_few_wake_ups():
             c.ack(c.next_task(), 1)
         time.sleep(8)
 
-        def wake_ups():
-            total = 0
-            for thread in os.listdir(f"/proc/{d.process.pid}/task"):
-                with open(f"/proc/{d.process.pid}/task/{thread}/status", encoding="ascii") as f:
-                    total += sum(int(line.split()[1]) for line in f if line.startswith("voluntary_ctxt"))
-            return total
-
-        before, threads = wake_ups(), len(os.listdir(f"/proc/{d.process.pid}/task"))
+        before, threads = wakeups(d.process.pid), len(os.listdir(f"/proc/{d.process.pid}/task"))
         time.sleep(10)
-        each = (wake_ups() - before) / 10
+        each = (wakeups(d.process.pid) - before) / 10
         print(f"# {each:.1f} wake-ups a second, {threads} threads, {d.rss_bytes() / 1048576:.1f} MiB resident")
         assert SANITIZED or each < 25, each  # of the library's own threads, each of which wakes up once a second
 

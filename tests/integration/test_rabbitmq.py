@@ -11,7 +11,7 @@ import time
 import pika
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../lib"))
-from harness import Daemon, case, main, wait_for  # noqa: E402
+from harness import Daemon, case, main, wait_for, wakeups  # noqa: E402
 from omni_wire import OmniError  # noqa: E402
 from server import Server  # noqa: E402
 
@@ -35,15 +35,6 @@ def bus(url, more=""):
 
 def properties(**headers):
     return pika.BasicProperties(message_id="17", correlation_id="c1", headers=headers)
-
-
-def wakeups(pid):
-    """Voluntary context switches of all threads: each is a return from a wait."""
-    total = 0
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{thread}/status", encoding="ascii") as f:
-            total += sum(int(line.split()[1]) for line in f if line.startswith("voluntary_ctxt_switches"))
-    return total
 
 
 def get(channel, queue):
