@@ -27,7 +27,7 @@ static void ignore(omni_agent *agent, omni_task *task, void *user) {}
 
 /* Their clients are served by nobody once they are registered: each socket fills, and what is beyond must not pile up anywhere. */
 static void sleepers(void) {
-        enum { SIZE = 10000, PREFETCH = 100, ROOM = 16 << 20, OUTPUT = 128 << 10, SOCKET = 256 << 10 };
+        enum { SIZE = 10000, PREFETCH = 100, BATCH = 100, ROOM = 16 << 20, OUTPUT = 128 << 10, SOCKET = 256 << 10 };
         int n = SCALE(500, 50), tasks = n * PREFETCH;
         rig_up((const char *const[]){
                 rig_text("SESSION_OUTPUT_BYTES=%d", OUTPUT), "STOP_GRACE=0", "STALLED_CLIENT=10m", RIG_MEASURED, NULL });
@@ -45,17 +45,24 @@ static void sleepers(void) {
         memset(content, 'x', SIZE);
         content[0] = content[SIZE - 1] = '"';
         content[SIZE] = '\0';
-        omni_publish_options task = OMNI_PUBLISH_OPTIONS_INIT, batch[100];
-        omni_publish_result results[100];
-        task.topic = u;
-        task.content = content;
-        for (int i = 0; i < 100; i++)
-                batch[i] = task;
-        for (int done = 0; done < tasks; done += 100) {
-                MUST(omni_publish_many(rig_client, batch, 100, results) == 100, "publish: %s", omni_strerror(rig_client));
+        omni_publish_options batch[BATCH];
+        char ids[BATCH][OMNI_ID_SIZE];
+        int again = 0;
+        for (int done = 0; done < tasks; done += BATCH) {
+                for (int i = 0; i < BATCH; i++) {
+                        snprintf(ids[i], sizeof(ids[i]), "%s.%d", u, done + i);
+                        batch[i] = (omni_publish_options) OMNI_PUBLISH_OPTIONS_INIT;
+                        batch[i].topic = u;
+                        batch[i].content = content;
+                        batch[i].id = ids[i];
+                }
+                again += publish_all(batch, BATCH);
                 serve_for(0);
         }
-        MUST(UNTIL(beside->acked == tasks, SCALE(300000, 60000)), "the other group of their topic has %ld of %d", beside->acked, tasks);
+        /* A task that a slow server refused and had all the same is there twice. */
+        MUST(UNTIL(beside->acked >= tasks && (!again || (int) seen_distinct(&beside, 1) == tasks), SCALE(300000, 60000)),
+                "the other group of their topic has %ld of %d, %d published again", beside->acked, tasks, again);
+        MUST(beside->acked <= tasks + again, "the other group of their topic has %ld of %d", beside->acked, tasks);
         MUST(group_n(u, "asleep", "leased") >= n, "nothing was tried: only %lld tasks are with the sleepers",
                 (long long) group_n(u, "asleep", "leased"));
         double with = round_trip_ms(awake, t);
@@ -76,15 +83,13 @@ static long acked_of(struct worker *const *workers, int n) {
 
 static void publish_to_each(char *const *topics, int n) {
         omni_publish_options *tasks = calloc((size_t) n, sizeof(*tasks));
-        omni_publish_result *results = calloc((size_t) n, sizeof(*results));
         for (int i = 0; i < n; i++) {
                 tasks[i] = (omni_publish_options) OMNI_PUBLISH_OPTIONS_INIT;
                 tasks[i].topic = topics[i];
                 tasks[i].content = "1";
         }
-        MUST(omni_publish_many(rig_client, tasks, (size_t) n, results) == n, "publish: %s", omni_strerror(rig_client));
+        publish_all(tasks, n);
         free(tasks);
-        free(results);
 }
 
 static void many_topics(void) {

@@ -396,19 +396,44 @@ char *publish(const char *topic, const char *format, ...) {
         return id;
 }
 
+int publish_all(const omni_publish_options *tasks, int n) {
+        omni_publish_options *left = calloc((size_t) n, sizeof(*left));
+        omni_publish_result *results = calloc((size_t) n, sizeof(*results));
+        MUST(left && results, "out of memory");
+        memcpy(left, tasks, (size_t) n * sizeof(*left));
+        double until = now_ms() + 5000;
+        int n_left = n, again = 0;
+        for (;;) {
+                int64_t r = omni_publish_many(rig_client, left, (size_t) n_left, results);
+                int refused = 0;
+                for (int i = 0; i < n_left; i++) {
+                        if (results[i].status >= 0)
+                                continue;
+                        MUST(results[i].status == -EAGAIN && now_ms() < until, "%lld of %d published on %s: %s", (long long) r, n_left,
+                                left[i].topic, results[i].error);
+                        left[refused++] = left[i];
+                }
+                n_left = refused;
+                if (n_left == 0)
+                        break;
+                again += n_left;
+                serve_for(20);
+        }
+        free(left);
+        free(results);
+        return again;
+}
+
 void publish_numbers(const char *topic, int from, int n) {
         omni_publish_options *tasks = calloc((size_t) n, sizeof(*tasks));
-        omni_publish_result *results = calloc((size_t) n, sizeof(*results));
-        MUST(tasks && results, "out of memory");
+        MUST(tasks, "out of memory");
         for (int i = 0; i < n; i++) {
                 tasks[i] = (omni_publish_options) OMNI_PUBLISH_OPTIONS_INIT;
                 tasks[i].topic = topic;
                 tasks[i].content = rig_text("%d", from + i);
         }
-        int64_t r = omni_publish_many(rig_client, tasks, (size_t) n, results);
-        MUST(r == n, "%lld of %d published: %s", (long long) r, n, omni_strerror(rig_client));
+        publish_all(tasks, n);
         for (int i = 0; i < n; i++)
                 free((char *) tasks[i].content);
         free(tasks);
-        free(results);
 }
