@@ -102,7 +102,7 @@ static void on_moved(void *ctx) {
         struct om_bus *b = ctx;
 
         if (!b->closed)
-                om_redis_bus_nodes_moved(b);
+                om_redis_bus_moved(b);
 }
 
 static void on_node_ready(void *ctx, struct om_redis_node *node) {
@@ -182,10 +182,10 @@ static void close_now(struct om_bus *b) {
         event_del(b->sweep);
         event_del(b->idle_backlog);
         event_del(b->trim_timer);
-        om_redis_bus_nodes_stop(b);
+        om_redis_bus_readers_stop(b);
         om_redis_free(b->redis); /* what is under way ends within */
         b->redis = NULL;
-        om_redis_bus_nodes_free(b);
+        om_redis_bus_readers_free(b);
         om_redis_bus_shortages_free(b);
         b->pump.fn = on_closed;
         if (!b->pumping)

@@ -1,17 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Getting tasks: for each group that wants some, first what is due, then what is new; and where there is neither, waiting for it without
- * asking again and again.
+ * Getting tasks: for each group that wants some, first what is due, then what is new.
  *
  *     want ─▶ due? ─▶ XREADGROUP ─▶ something: deliver, read on
- *                          └──────▶ nothing: the group is dry, and its server's reader waits for it:
- *                                     one dry group on a server    XREADGROUP … BLOCK 0: the task itself wakes us
- *                                     several                      XREAD … BLOCK 0 over their streams: news wakes us, and they read
+ *                          └──────▶ nothing: the group is dry, and a reader waits for it (bus_reader.c)
  *
  * Always true:
  *   - at most one read, or one claim of what is due, is under way for a group, and none asks for more than is wanted;
- *   - a dry group that wants something is in what its server's reader waits for, or that wait is being ended (CLIENT UNBLOCK) so that it
- * will be;
  *   - nothing is asked for while nothing happens. The one timer beside those of due retries is the sweep: every third of the shortest
  *     reclaim_idle_ms it looks for what dead daemons held;
  *   - after a connection broke, what is pending under our own name and unknown to us is taken up: its answer was lost on the way.
@@ -31,7 +26,7 @@ static unsigned missing(const struct om_bus_sub *s) {
         return s->want > have ? s->want - have : 0;
 }
 
-static bool wants(const struct om_bus_sub *s) { return !s->ended && !s->deleted && !s->sick && missing(s); }
+bool om_redis_sub_wants(const struct om_bus_sub *s) { return !s->ended && !s->deleted && !s->sick && missing(s); }
 
 void om_redis_bus_pump_soon(struct om_bus *b) {
         if (b->pumping || b->closed)
@@ -47,7 +42,7 @@ void om_redis_bus_want(struct om_bus_sub *s, unsigned n) {
 
 /* -- reading --------------------------------------------------------------------------------------------------------- */
 
-static unsigned how_many(const struct om_bus_sub *s) {
+unsigned om_redis_sub_asks(const struct om_bus_sub *s) {
         size_t n = missing(s), fit = READ_BYTES / s->entry_bytes + 1;
 
         n = n < READ_AT_ONCE ? n : READ_AT_ONCE;
@@ -61,8 +56,7 @@ static void remember(char last[static ID_MAX], const struct om_redis_reply *entr
                 snprintf(last, ID_MAX, "%.*s", OM_PRI(id));
 }
 
-/* The answer of an XREADGROUP. Whether some stream gave as much as was asked for. */
-static bool take_read(struct om_bus_sub *s, const struct om_redis_reply *reply, unsigned count) {
+bool om_redis_sub_take_read(struct om_bus_sub *s, const struct om_redis_reply *reply, unsigned count) {
         bool full = false;
 
         for (size_t i = 0; reply && i < reply->n; i++) {
@@ -128,7 +122,7 @@ static void on_read(void *ctx, int status, const struct om_redis_reply *reply, c
                 om_redis_sub_sick(s, status, error);
         } else if (any) {
                 s->woken = false;
-                s->dry = !take_read(s, reply, s->asked);
+                s->dry = !om_redis_sub_take_read(s, reply, s->asked);
                 om_redis_bus_pump_soon(s->bus);
         } else if (s->woken && !s->ended) {
                 s->woken = false;
@@ -140,7 +134,7 @@ static void on_read(void *ctx, int status, const struct om_redis_reply *reply, c
         om_redis_sub_release(s);
 }
 
-static struct om_redis_cmd *read_cmd(
+struct om_redis_cmd *om_redis_sub_read_cmd(
         const struct om_bus_sub *s, unsigned count, int64_t block_ms, const char *from, const char *from_again) {
         struct om_redis_cmd *c = om_redis_cmd_new("XREADGROUP");
 
@@ -336,7 +330,7 @@ static void on_own(void *ctx, int status, const struct om_redis_reply *reply, co
 }
 
 static void recover_more(struct om_bus_sub *s) {
-        s->recovering = om_redis_sub_send(s, read_cmd(s, CLAIM_AT_ONCE, -1, s->own, s->own_again), on_own);
+        s->recovering = om_redis_sub_send(s, om_redis_sub_read_cmd(s, CLAIM_AT_ONCE, -1, s->own, s->own_again), on_own);
         s->unrecovered = !s->recovering;
 }
 
@@ -346,264 +340,6 @@ void om_redis_sub_recover(struct om_bus_sub *s) {
         strcpy(s->own, "0-0");
         strcpy(s->own_again, "0-0");
         recover_more(s);
-}
-
-/* -- waiting --------------------------------------------------------------------------------------------------------- */
-
-static void node_pump(struct bus_node *n);
-
-static void on_unblocked(void *ctx, int status, const struct om_redis_reply *reply, const struct om_error *error) {
-        struct bus_node *n = ctx;
-        struct timeval tv = { 0 };
-
-        n->bus->n_internal--;
-        n->unblocking = false;
-        if (!n->blocked || om_redis_int(reply, 0) == 1)
-                return;
-        /* The server had not got to the wait yet: the two come over different connections. */
-        tv.tv_usec = 1000 << (n->unblock_tries < 7 ? n->unblock_tries : 7);
-        n->unblock_tries++;
-        event_add(n->retry, &tv);
-}
-
-static void on_retry(evutil_socket_t fd, short what, void *ctx) { node_pump(ctx); }
-
-static void unblock(struct bus_node *n) {
-        int64_t id = n->reader ? om_redis_reader_id(n->reader) : 0;
-        struct om_redis_cmd *c;
-        struct om_error e;
-
-        if (n->unblocking || !id || evtimer_pending(n->retry, NULL))
-                return;
-        c = om_redis_cmd_new("CLIENT");
-        om_redis_arg_text(c, "UNBLOCK");
-        om_redis_arg_int(c, id);
-        n->unblocking = om_redis_send_node(n->node, c, on_unblocked, n, &e) == 0;
-        n->bus->n_internal += n->unblocking;
-        if (!n->unblocking) /* it does not answer, and what waits there may be served elsewhere by now */
-                om_redis_reader_anew(n->reader);
-}
-
-static void over(struct bus_node *n) {
-        for (size_t i = 0; i < n->n_watch; i++)
-                if (n->watch[i])
-                        n->watch[i]->waiting = false;
-        n->n_watch = 0;
-        n->blocked = false;
-        n->unblock_tries = 0;
-        event_del(n->retry);
-        n->bus->n_internal--;
-        om_redis_bus_pump_soon(n->bus);
-}
-
-static void on_direct(void *ctx, int status, const struct om_redis_reply *reply, const struct om_error *error) {
-        struct bus_node *n = ctx;
-        struct om_bus_sub *s = n->direct;
-        unsigned count = n->direct_count;
-
-        n->direct = NULL;
-        s->waiting = false;
-        over(n);
-        if (status == -ENOENT)
-                om_redis_sub_repair(s);
-        else if (status < 0 && !om_redis_is_error(reply, "UNBLOCKED"))
-                om_redis_sub_recover(s); /* what it brought may be ours by now */
-        else if (status == 0 && reply->type == OM_REDIS_ARRAY)
-                s->dry = !take_read(s, reply, count);
-        om_redis_sub_release(s);
-}
-
-static void on_news(void *ctx, int status, const struct om_redis_reply *reply, const struct om_error *error) {
-        struct bus_node *n = ctx;
-        size_t at = 0;
-
-        /* The answer names streams in the order in which we did. */
-        for (size_t i = 0; status == 0 && i < reply->n; i++) {
-                struct om_span key = om_redis_at(om_redis_at(reply, i), 0)->text;
-
-                for (size_t tried = 0; tried < 2 * n->n_watch; tried++, at = (at + 1) % (2 * n->n_watch)) {
-                        struct om_bus_sub *s = n->watch[at / 2];
-
-                        if (!s || !om_span_eq(key, at % 2 ? s->names.again : s->names.stream))
-                                continue;
-                        s->dry = false;
-                        s->woken = true;
-                        at = (at + 1) % (2 * n->n_watch);
-                        break;
-                }
-        }
-        if (status < 0 && reply) {
-                /* One of the keys is at fault, or the user may not: each group's own read says which. */
-                for (size_t i = 0; i < n->n_watch; i++)
-                        if (n->watch[i])
-                                n->watch[i]->dry = false;
-        }
-        over(n);
-        if (status < 0 && reply && !om_redis_is_error(reply, "UNBLOCKED"))
-                event_add(n->retry, &(struct timeval){ .tv_sec = 1 });
-}
-
-/* A user who may not ask for the connection's number cannot end a wait: then it ends by itself. */
-static int64_t block_ms(const struct bus_node *n) { return om_redis_reader_id(n->reader) ? 0 : 1000; }
-
-static void wait_direct(struct bus_node *n, struct om_bus_sub *s) {
-        struct om_redis_cmd *c;
-        struct om_error e;
-
-        n->direct_count = how_many(s);
-        c = read_cmd(s, n->direct_count, block_ms(n), ">", ">");
-        om_redis_patience(c, -1);
-        if (om_redis_reader_send(n->reader, c, on_direct, n, &e) < 0)
-                return;
-        n->blocked = true;
-        n->bus->n_internal++;
-        n->direct = s;
-        s->waiting = true;
-        om_redis_sub_hold(s);
-}
-
-static void wait_watch(struct bus_node *n) {
-        struct om_redis_cmd *c = om_redis_cmd_new("XREAD");
-        struct om_error e;
-
-        om_redis_arg_text(c, "COUNT");
-        om_redis_arg_int(c, 1);
-        om_redis_arg_text(c, "BLOCK");
-        om_redis_arg_int(c, block_ms(n));
-        om_redis_arg_text(c, "STREAMS");
-        for (size_t i = 0; i < n->n_watch; i++) {
-                om_redis_key(c, n->watch[i]->names.stream);
-                om_redis_key(c, n->watch[i]->names.again);
-        }
-        for (size_t i = 0; i < n->n_watch; i++) {
-                om_redis_arg_text(c, n->watch[i]->last);
-                om_redis_arg_text(c, n->watch[i]->last_again);
-        }
-        om_redis_patience(c, -1);
-        if (om_redis_reader_send(n->reader, c, on_news, n, &e) < 0) {
-                n->n_watch = 0;
-                return;
-        }
-        n->blocked = true;
-        n->bus->n_internal++;
-        for (size_t i = 0; i < n->n_watch; i++)
-                n->watch[i]->waiting = true;
-}
-
-static bool is_dry(const struct om_bus_sub *s, const struct bus_node *n) {
-        return s->node == n && s->dry && wants(s) && !s->reading && !s->recovering && !s->claiming;
-}
-
-static int watch_add(struct bus_node *n, struct om_bus_sub *s) {
-        if (n->n_watch == n->cap_watch) {
-                size_t cap = n->cap_watch ? 2 * n->cap_watch : 16;
-                struct om_bus_sub **more = reallocarray(n->watch, cap, sizeof(struct om_bus_sub *));
-
-                if (!more)
-                        return -ENOMEM;
-                n->watch = more;
-                n->cap_watch = cap;
-        }
-        n->watch[n->n_watch++] = s;
-        return 0;
-}
-
-/* Waits for what is dry, or ends a wait that is not the right one any more. */
-static void node_pump(struct bus_node *n) {
-        struct om_bus_sub *s;
-
-        if (!n->reader)
-                return;
-        if (n->blocked) {
-                bool right = !n->direct || (wants(n->direct) && n->direct->node == n);
-
-                for (size_t i = 0; i < n->n_watch; i++)
-                        right &= !n->watch[i] || n->watch[i]->node == n;
-                DL_FOREACH (n->bus->subs, s)
-                        right &= s->waiting || !is_dry(s, n);
-                if (!right)
-                        unblock(n);
-                return;
-        }
-        if (evtimer_pending(n->retry, NULL))
-                return;
-        n->n_watch = 0;
-        DL_FOREACH (n->bus->subs, s)
-                if (is_dry(s, n) && watch_add(n, s) < 0)
-                        break;
-        if (n->n_watch == 1) {
-                n->n_watch = 0;
-                wait_direct(n, n->watch[0]);
-        } else if (n->n_watch) {
-                wait_watch(n);
-        }
-}
-
-void om_redis_sub_forget(struct om_bus_sub *s) {
-        for (struct bus_node *n = s->bus->nodes; n; n = n->next)
-                for (size_t i = 0; i < n->n_watch; i++)
-                        if (n->watch[i] == s)
-                                n->watch[i] = NULL;
-        om_redis_bus_pump_soon(s->bus);
-}
-
-static void on_reader(void *ctx, enum om_redis_state state, const struct om_error *error) {
-        struct bus_node *n = ctx;
-
-        om_redis_bus_pump_soon(n->bus);
-}
-static const struct om_redis_reader_events reader_events = { on_reader };
-
-static struct bus_node *node_of(struct om_bus *b, struct om_bus_sub *s) {
-        struct om_redis_node *node = om_redis_node_of(b->redis, s->names.stream);
-        struct bus_node *n;
-        struct om_error e;
-
-        for (n = b->nodes; n && n->node != node; n = n->next)
-                ;
-        if (n || !node)
-                return n;
-        n = calloc(1, sizeof *n);
-        if (!n)
-                return NULL;
-        n->bus = b;
-        n->node = node;
-        n->retry = evtimer_new(b->host->base, on_retry, n);
-        if (!n->retry || om_redis_reader_new(node, &reader_events, n, &n->reader, &e) < 0) {
-                if (n->retry)
-                        event_free(n->retry);
-                free(n);
-                return NULL;
-        }
-        n->next = b->nodes;
-        b->nodes = n;
-        return n;
-}
-
-void om_redis_bus_nodes_moved(struct om_bus *b) {
-        b->nodes_stale = true;
-        om_redis_bus_pump_soon(b);
-}
-
-void om_redis_bus_nodes_stop(struct om_bus *b) {
-        for (struct bus_node *n = b->nodes; n; n = n->next) {
-                struct om_redis_reader *reader = n->reader;
-
-                n->reader = NULL;
-                om_redis_reader_free(reader);
-        }
-}
-
-void om_redis_bus_nodes_free(struct om_bus *b) {
-        struct bus_node *next;
-
-        for (struct bus_node *n = b->nodes; n; n = next) {
-                next = n->next;
-                event_free(n->retry);
-                free(n->watch);
-                free(n);
-        }
-        b->nodes = NULL;
 }
 
 /* -- the pump -------------------------------------------------------------------------------------------------------- */
@@ -616,7 +352,7 @@ static void sub_pump(struct om_bus_sub *s) {
                 om_redis_sub_recover(s);
         if (s->ended || s->deleted || s->recovering || s->claiming || s->reading || !om_redis_ready(s->bus->redis))
                 return;
-        if (!wants(s)) {
+        if (!om_redis_sub_wants(s)) {
                 if (due)
                         nudge(s);
                 return;
@@ -624,26 +360,18 @@ static void sub_pump(struct om_bus_sub *s) {
         if (due && !s->waiting)
                 claim_due(s, missing(s));
         else if (!s->dry && !s->waiting) {
-                s->asked = how_many(s);
-                s->reading = om_redis_sub_send(s, read_cmd(s, s->asked, -1, ">", ">"), on_read);
+                s->asked = om_redis_sub_asks(s);
+                s->reading = om_redis_sub_send(s, om_redis_sub_read_cmd(s, s->asked, -1, ">", ">"), on_read);
         }
-        if (due && s->waiting && s->node && s->node->direct == s)
-                unblock(s->node); /* what it waits for counts against what is wanted */
+        if (due && s->waiting && om_redis_sub_direct(s))
+                om_redis_sub_unblock(s); /* what it waits for counts against what is wanted */
         else if (due && s->waiting)
                 claim_due(s, missing(s));
 }
 
-/* Another server than before may not know all that the one before had told us, and that one's last answers may not have come. */
-static void find_node(struct om_bus_sub *s) {
-        struct bus_node *n = node_of(s->bus, s);
-        bool moved = s->node && n && n != s->node;
-
-        s->node = n;
-        if (!moved)
-                return;
-        s->dry = s->sick = false;
-        om_redis_sub_recover(s);
-        om_redis_sub_due(s, 0);
+void om_redis_bus_moved(struct om_bus *b) {
+        b->moved = true;
+        om_redis_bus_pump_soon(b);
 }
 
 void om_redis_bus_pump(struct om_post *post) {
@@ -654,11 +382,15 @@ void om_redis_bus_pump(struct om_post *post) {
         if (b->closed)
                 return;
         DL_FOREACH_SAFE (b->subs, s, tmp) {
-                if (b->nodes_stale || !s->node)
-                        find_node(s);
+                /* Another server than before may not know all that the one before had told us, and that one's last answers may not have
+                 * come. */
+                if ((b->moved || !s->reader) && om_redis_sub_place(s)) {
+                        s->dry = s->sick = false;
+                        om_redis_sub_recover(s);
+                        om_redis_sub_due(s, 0);
+                }
                 sub_pump(s);
         }
-        b->nodes_stale = false;
-        for (struct bus_node *n = b->nodes; n; n = n->next)
-                node_pump(n);
+        b->moved = false;
+        om_redis_bus_readers_pump(b);
 }

@@ -72,11 +72,17 @@ bool om_redis_work_send_node(struct work *w, struct om_redis_node *node, struct 
 
 /* -- the bus --------------------------------------------------------------------------------------------------------- */
 
-/* A server that has keys, and our waiting there. */
-struct bus_node {
-        struct bus_node *next;
-        struct om_bus *bus;
+struct bus_reader_place {
         struct om_redis_node *node;
+        intptr_t slot; /* -1: no cluster, and the server's whole */
+};
+
+/* A connection on which we wait, and the groups for which we do: see bus_reader.c. */
+struct bus_reader {
+        UT_hash_handle hh; /* of a bus, by `at` */
+        struct bus_reader_place at;
+        struct om_bus *bus;
+        struct om_bus_sub *subs; /* by peer_next: whose keys are there */
         struct om_redis_reader *reader;
         bool blocked;    /* a blocking command is under way */
         bool unblocking; /* and the server has been told to end it */
@@ -85,7 +91,8 @@ struct bus_node {
         unsigned direct_count;
         struct om_bus_sub **watch; /* or waits for news of these: an array of n_watch; NULL where one has gone */
         size_t n_watch, cap_watch;
-        struct event *retry; /* to tell the server again; or after an error, to wait again */
+        bool asking;         /* it has no connection: its groups ask when `retry` is over */
+        struct event *retry; /* to tell the server again; after an error, to wait again */
 };
 
 /* A topic that has seen acknowledgements since it was last trimmed. */
@@ -108,15 +115,16 @@ struct om_bus {
         int lock_fd;
         unsigned n_ops, n_tasks;
         struct om_bus_sub *subs;
-        struct bus_node *nodes;
+        struct bus_reader *readers;
         struct bus_shortage *shortages; /* servers that lack replicas */
         struct event *sweep;            /* when others may have died, a third of the least reclaim_idle_ms */
         struct event *idle_backlog;
         struct bus_trim *trims;
         struct event *trim_timer;
         struct om_post pump;
-        bool pumping;     /* posted */
-        bool nodes_stale; /* keys may be elsewhere */
+        bool pumping; /* posted */
+        bool moved;   /* keys may be elsewhere */
+        bool told;    /* that some reader has no connection */
         struct om_op *closing;
         unsigned n_internal; /* commands of no operation */
         bool closed;
@@ -158,17 +166,18 @@ struct om_bus_sub {
         void *core;
         struct bus_names names;
         int64_t reclaim_ms;
-        unsigned refs;         /* commands under way, and 1 while it is served */
-        bool ended;            /* no events any more */
-        bool deleted;          /* the group is gone, by our own hand: it is not made again */
-        bool recovering;       /* its own entries are being read, after a start or a broken connection: nothing else is */
-        bool unrecovered;      /* they could not be read: once more as soon as that can be */
-        struct bus_node *node; /* where its keys are; NULL: to be looked up */
-        bool reading;          /* a read is under way */
-        bool claiming;         /* what is due is being claimed */
-        bool dry;              /* the last read brought nothing: it waits for news */
-        bool woken;            /* there should be some; when a read finds none, somebody else was faster */
-        bool waiting;          /* in what the node waits for now */
+        unsigned refs;             /* commands under way, and 1 while it is served */
+        bool ended;                /* no events any more */
+        bool deleted;              /* the group is gone, by our own hand: it is not made again */
+        bool recovering;           /* its own entries are being read, after a start or a broken connection: nothing else is */
+        bool unrecovered;          /* they could not be read: once more as soon as that can be */
+        struct bus_reader *reader; /* where its keys are; NULL: to be looked up */
+        struct om_bus_sub *peer_prev, *peer_next; /* of that reader */
+        bool reading;                             /* a read is under way */
+        bool claiming;                            /* what is due is being claimed */
+        bool dry;                                 /* the last read brought nothing: it waits for news */
+        bool woken;                               /* there should be some; when a read finds none, somebody else was faster */
+        bool waiting;                             /* in what its reader waits for now */
         unsigned want;
         size_t entry_bytes;                    /* of late, in the mean */
         char last[ID_MAX], last_again[ID_MAX]; /* what the group was last given, as far as we know */
@@ -207,10 +216,22 @@ void om_redis_sub_takeover(struct om_bus_sub *s);                        /* what
 void om_redis_sub_due(struct om_bus_sub *s, int64_t in_ms);              /* something is due in so many milliseconds */
 void om_redis_bus_sweep_arm(struct om_bus *b);
 void om_redis_bus_on_sweep(evutil_socket_t fd, short what, void *ctx);
-void om_redis_bus_nodes_moved(struct om_bus *b); /* keys may be elsewhere: waiting begins anew */
-void om_redis_bus_nodes_stop(struct om_bus *b);  /* ends waiting; what is under way on other connections may still name a node */
-void om_redis_bus_nodes_free(struct om_bus *b);
-void om_redis_sub_forget(struct om_bus_sub *s); /* it is no longer waited for */
+void om_redis_bus_moved(struct om_bus *b); /* keys may be elsewhere */
+bool om_redis_sub_wants(const struct om_bus_sub *s);
+unsigned om_redis_sub_asks(const struct om_bus_sub *s); /* for how many entries, at once */
+/* XREADGROUP; block_ms < 0: it does not wait. Its answer, to be taken: whether some stream gave as much as was asked for. */
+struct om_redis_cmd *om_redis_sub_read_cmd(
+        const struct om_bus_sub *s, unsigned count, int64_t block_ms, const char *from, const char *from_again);
+bool om_redis_sub_take_read(struct om_bus_sub *s, const struct om_redis_reply *reply, unsigned count);
+
+/* -- waiting for them (bus_reader.c) --------------------------------------------------------------------------------- */
+bool om_redis_sub_place(struct om_bus_sub *s);        /* gives it to the reader where its keys are; whether they were elsewhere */
+void om_redis_sub_forget(struct om_bus_sub *s);       /* it is no longer waited for */
+bool om_redis_sub_direct(const struct om_bus_sub *s); /* what is waited for comes to it without a read */
+void om_redis_sub_unblock(struct om_bus_sub *s);      /* ends that wait */
+void om_redis_bus_readers_pump(struct om_bus *b);
+void om_redis_bus_readers_stop(struct om_bus *b); /* ends waiting; what is under way on other connections may still name a reader */
+void om_redis_bus_readers_free(struct om_bus *b);
 
 /* -- deliveries (bus_deliver.c) -------------------------------------------------------------------------------------- */
 /* Takes an entry, [id, [field, value, …]], of one of the group's streams. attempt 0: to be looked up; `recount`: with one more. */

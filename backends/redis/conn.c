@@ -116,10 +116,14 @@ void om_redis_node_go(struct om_redis_node *node, bool anew) {
                 om_redis_link_go(reader->link, &node->address, 1, anew);
 }
 
+int om_redis_slot_of(const struct om_redis *r, struct om_span key) {
+        return r->settings->mode == OM_REDIS_CLUSTER ? (int) om_redis_slot(key) : -1;
+}
+
 struct om_redis_node *om_redis_node_of(struct om_redis *r, struct om_span key) {
-        if (r->settings->mode == OM_REDIS_CLUSTER)
-                return om_redis_cluster_node(r, (int) om_redis_slot(key));
-        return r->nodes[0];
+        int slot = om_redis_slot_of(r, key);
+
+        return slot >= 0 ? om_redis_cluster_node(r, slot) : r->nodes[0];
 }
 
 struct om_redis_node *om_redis_node_at(struct om_redis *r, size_t i) {

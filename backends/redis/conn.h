@@ -206,6 +206,7 @@ size_t om_redis_pending(const struct om_redis *r); /* commands under way */
 
 /* The server that has the key; NULL while it is not known. A node lives as long as its client; on one server it is always the same. */
 struct om_redis_node *om_redis_node_of(struct om_redis *r, struct om_span key);
+int om_redis_slot_of(const struct om_redis *r, struct om_span key); /* keys of one command are of one slot; -1: this is no cluster */
 /* Servers that have keys: the i-th of them; NULL after the last. Changes with moved(). */
 struct om_redis_node *om_redis_node_at(struct om_redis *r, size_t i);
 bool om_redis_node_ready(const struct om_redis_node *node);

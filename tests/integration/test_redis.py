@@ -5,8 +5,10 @@ comes again when it can, not when RECLAIM_IDLE is over (three minutes, in these 
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../lib"))
 from harness import Daemon, case, main, wait_for  # noqa: E402
@@ -113,6 +115,60 @@ def a_frozen_primary_is_left_for_the_replica_that_took_over():
             assert task and task["payload"]["content"] == "after", task
             client.ack(task)
             server.do(f"resume {ports.index(frozen) + 1}")
+            daemon.stop()
+
+
+def come_at_once(client, topics, rounds):
+    """Each task is waited for by a connection, not by a timer: one of a second would show itself in each round."""
+    subscriptions = [client.register(topic, "agent") for topic in topics]
+    began = time.monotonic()
+    for n in range(rounds):
+        for topic in topics:
+            client.publish(topic, n)
+            task = client.next_task(SOON)
+            assert task and (task["topic"], task["payload"]["content"]) == (topic, n), task
+            client.ack(task)
+    assert time.monotonic() - began < rounds * len(topics) / 2, time.monotonic() - began
+    for subscription in subscriptions:
+        client.call("agent.unregister", subscription=subscription)
+
+
+@case
+def in_a_cluster_tasks_of_many_topics_on_one_server_come_at_once():
+    with Server("redis", "cluster") as server:
+        url = server.values["bus_url"].split("?")[0]
+        port = ports_of(url)[0]
+        with bus(url) as daemon, contextlib.closing(daemon.connect()) as client:
+            connected = len(cli(port, "client", "list").splitlines())
+            topics = [topic for topic in map(str, range(40)) if primary_of(port, f"omni-stream:{topic}") == port][:5]
+            come_at_once(client, topics, 4)
+            wait_for(lambda: len(cli(port, "client", "list").splitlines()) <= connected, 10, "the end of connections that nobody needs")
+            daemon.stop()
+
+
+@case
+def where_no_connection_can_be_had_to_wait_on_the_server_is_asked():
+    with Server("redis") as server:
+        url = server.values["bus_url"]
+        port = ports_of(url)[0]
+        with bus(url) as daemon, contextlib.closing(daemon.connect()) as client:
+            with socket.create_connection(("127.0.0.1", port)) as admin:  # the one connection that there is beside the daemon's
+
+                def at_most(clients):
+                    admin.sendall(f"CONFIG SET maxclients {clients}\r\n".encode())
+                    assert admin.recv(100) == b"+OK\r\n"
+
+                at_most(2)
+                client.register("t", "agent")
+                wait_for(lambda: "no connection to wait for tasks on" in daemon.log_text(), 10, "a word in the log")
+                for n in range(3):
+                    client.publish("t", n)
+                    task = client.next_task(SOON)
+                    assert task and task["payload"]["content"] == n, task
+                    client.ack(task)
+                at_most(100)
+                wait_for(lambda: "cmd=xreadgroup" in cli(port, "client", "list"), 20, "somebody who waits on the server")
+                come_at_once(client, ["t"], 10)
             daemon.stop()
 
 
