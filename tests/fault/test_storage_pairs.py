@@ -18,12 +18,16 @@ RING = (("json", "json"), ("json", "postgresql"), ("postgresql", "s3"), ("s3", "
 KILLS, RESULTS, RATE = amount("KILLS", 10, 10), amount("RESULTS", 1000, 20000), amount("RATE", 200, 200)
 
 
+def url_of(system, side, stack):
+    if system == "json":
+        return f"json:{side}?max_metrics=1000000"  # its default of 10,000 would drop the oldest
+    return store_of(stack.enter_context(Server(system)))
+
+
 def add(source, target):
     def run():
         with contextlib.ExitStack() as stack:
-            urls = [f"json:{side}" if system == "json" else store_of(stack.enter_context(Server(system)))
-                    for side, system in (("one", source), ("two", target))]
-            move(*urls, kills=KILLS, preload=RESULTS, rate=RATE)
+            move(url_of(source, "one", stack), url_of(target, "two", stack), kills=KILLS, preload=RESULTS, rate=RATE)
 
     run.__name__ = f"{source}_moves_to_{target}"
     case(run)
