@@ -39,7 +39,7 @@ struct conf_case {
 
 /* Each file's cases, ended by id == NULL. */
 extern const struct conf_case conf_bus_basic[], conf_bus_order[], conf_bus_retry[], conf_bus_lease[], conf_bus_fault[], conf_bus_extras[],
-        conf_bus_load[], conf_storage[], conf_storage_fault[], conf_whole[];
+        conf_bus_load[], conf_storage[], conf_storage_fault[], conf_storage_pair[], conf_whole[];
 
 /* What a case is run with; set by the runner before it. */
 struct conf_run {

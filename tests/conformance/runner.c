@@ -37,7 +37,7 @@ enum { LISTS_MAX = 64, FULL_SCALE_TIME = 10 };
 struct conf_run conf_run;
 
 static const struct conf_case *const families[] = { conf_bus_basic, conf_bus_order, conf_bus_retry, conf_bus_lease, conf_bus_fault,
-        conf_bus_extras, conf_bus_load, conf_storage, conf_storage_fault, conf_whole };
+        conf_bus_extras, conf_bus_load, conf_storage, conf_storage_fault, conf_storage_pair, conf_whole };
 
 static struct {
         struct conf_backend buses[LISTS_MAX + 1], storages[LISTS_MAX + 1];

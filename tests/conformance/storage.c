@@ -433,9 +433,5 @@ const struct conf_case conf_storage[] = {
                 .never = "tests/unit/test_postgresql.c: a_schema_of_the_version_before_is_upgraded_with_what_it_holds; "
                          "tests/unit/test_json_store.c opens a "
                          "folder of the Python OmniDaemon" },
-        { "S18", "dual write: both have all; catches up; verify, migrate, switch",
-                .never = "it takes two storages: tests/integration/test_storage_routes.py and tests/fault/test_storage_moves.py" },
-        { "S19", "hybrid: results in one, the rest in another",
-                .never = "it takes two storages: tests/integration/test_storage_routes.py" },
         { NULL },
 };
