@@ -38,6 +38,8 @@ void nats_stream_name(char *out, size_t size, const struct om_store *s, enum sto
 
 /* -- streams ----------------------------------------------------------------------------------------------------------- */
 
+enum { HISTORY_MAX = 64 }; /* of a bucket; there is one message of each key, as store_put.c says */
+
 static void put_config(struct om_buf *b, const struct om_store *s, enum store_stream stream) {
         const struct store_settings *c = &s->settings;
         char name[BUCKET_MAX + 16];
@@ -49,7 +51,7 @@ static void put_config(struct om_buf *b, const struct om_store *s, enum store_st
                 (long long) c->c.replicas);
         om_buf_printf(b, ",\"max_msgs\":%lld,\"max_bytes\":%lld,\"max_msgs_per_subject\":%d",
                 stream == IN_METRICS ? (long long) c->max_metrics : -1LL,
-                stream != IN_METRICS && c->max_bytes ? (long long) c->max_bytes : -1LL, stream == IN_METRICS ? -1 : 1);
+                stream != IN_METRICS && c->max_bytes ? (long long) c->max_bytes : -1LL, stream == IN_METRICS ? -1 : HISTORY_MAX);
         om_buf_lit(b, ",\"allow_direct\":true,\"allow_rollup_hdrs\":true,\"allow_msg_ttl\":true}");
 }
 
@@ -86,6 +88,11 @@ static void one_is_there(struct om_store *s, const struct nats_reply *reply) {
                 useless(s, &e);
                 return;
         }
+        if (s->making != IN_METRICS && nats_json_u64(reply->data, "config.max_msgs_per_subject") == 1)
+                om_host_log(s->host, OM_LOG_WARNING,
+                        "storage nats: the stream %s has a history of 1: should the server be killed, what was written twice and deleted "
+                        "since may come back; give it one of %d (max_msgs_per_subject)",
+                        name, HISTORY_MAX);
         note_version(s, nats_json_get(reply->data, "config.metadata"));
         s->clustered = nats_json_get(reply->data, "cluster.leader").p != NULL;
         if (s->clustered || s->has_domain)

@@ -7,6 +7,8 @@
  *
  * Always true:
  *   - an outcome is 0 only when the server has acknowledged the message; its pieces were acknowledged before it;
+ *   - a message takes the place of the one before of its subject by Nats-Rollup, not by a limit of the stream: what a limit drops the
+ *     server writes down minutes later, so that one that is killed after the newest was deleted has the one before again (2.15);
  *   - what expires has Nats-TTL, in whole seconds and never too short: the server drops it a little late, and nobody reads it meanwhile;
  *   - every write here may be repeated.
  *
@@ -99,8 +101,8 @@ static natsStatus put_ttl(natsMsg *msg, int64_t expires_ms) {
 }
 
 /* The request is active from here on. NULL: out of memory. */
-static natsMsg *entry_message(struct om_store *s, struct nats_request *r, const char *subject, const struct om_store_entry *entry,
-        const char *generation, unsigned n_parts) {
+static natsMsg *entry_message(struct om_store *s, struct nats_request *r, enum om_store_kind kind, const char *subject,
+        const struct om_store_entry *entry, const char *generation, unsigned n_parts) {
         struct om_buf b = OM_BUF_INIT;
         natsMsg *msg = NULL;
 
@@ -108,7 +110,9 @@ static natsMsg *entry_message(struct om_store *s, struct nats_request *r, const 
         if (om_buf_ok(&b))
                 msg = message_new(s, r, subject, om_buf_span(&b));
         om_buf_deinit(&b);
-        if (msg && put_ttl(msg, entry->expires_ms) != NATS_OK) {
+        if (msg &&
+                (put_ttl(msg, entry->expires_ms) != NATS_OK ||
+                        (kind != OM_STORE_METRICS && natsMsgHeader_Set(msg, "Nats-Rollup", "sub") != NATS_OK))) {
                 nats_request_end(s->link, r);
                 natsMsg_Destroy(msg);
                 msg = NULL;
@@ -281,7 +285,7 @@ static void put_one(struct put_item *it, enum om_store_kind kind, const struct o
         }
         it->req.fn = saved;
         it->req.ctx = it;
-        it->msg = entry_message(s, &it->req, subject, &entry, generation, it->n_parts);
+        it->msg = entry_message(s, &it->req, kind, subject, &entry, generation, it->n_parts);
         if (!it->msg)
                 item_over(it, -ENOMEM, NULL);
         else if (it->n_parts)
@@ -397,7 +401,7 @@ static void claim_try(struct claim *c, uint64_t last_seq) {
 
         c->req = (struct nats_request){ .fn = claimed, .ctx = c };
         snprintf(text, sizeof text, "%llu", (unsigned long long) last_seq);
-        msg = entry_message(s, &c->req, c->subject, &c->entry, "", 0);
+        msg = entry_message(s, &c->req, OM_STORE_KEYS, c->subject, &c->entry, "", 0);
         if (msg && natsMsgHeader_Set(msg, "Nats-Expected-Last-Subject-Sequence", text) == NATS_OK)
                 r = nats_request_send(s->link, &c->req, msg);
         else if (msg) {

@@ -83,11 +83,11 @@ static json_t *follow(bool (*so)(json_t *), const char *what) {
         return s;
 }
 
-static void must_differ_in(int64_t n) {
+static void must_differ_in(int64_t n, const char *when) {
         rpc(rig_client, "storage.verify", NULL);
         json_t *v = at(follow(verified, "it is still comparing"), "verify");
         MUST(!at(v, "error"), "verify: %s", dump(v));
-        MUST(num(v, "differences") == n, "they differ in %s, must in %lld", dump(v), (long long) n);
+        MUST(num(v, "differences") == n, "%s they differ in %s, must in %lld", when, dump(v), (long long) n);
 }
 
 static bool phase_is(const char *phase) { return strcmp(str(rpc(rig_client, "storage.status", NULL), "phase"), phase) == 0; }
@@ -119,14 +119,14 @@ static void moves(const char *second, const char *t, int n_results) {
         if (phase_is("none")) /* it died before the beginning was durable */
                 rpc(rig_client, "storage.migrate", "{s:s}", "to", second);
         follow(in_sync, "the two are not equal");
-        must_differ_in(0);
+        must_differ_in(0, "copied:");
         switch_to("read");
         write_some(KEYS);
         must_have_all("read from the new one");
         switch_to("primary");
         write_some(KEYS);
         follow(in_sync, "the old one is behind");
-        must_differ_in(0);
+        must_differ_in(0, "switched:");
         switch_to("none");
         write_some(KEYS);
         rig_down();
@@ -152,7 +152,7 @@ static void misses_nothing(struct om_test_server *server) {
         rig_again();
         om_test_server_do(server, "up");
         follow(in_sync, "the backup has not caught up");
-        must_differ_in(0);
+        must_differ_in(0, "filled:");
 }
 
 /* Somebody else writes into the second one: beside us, or where that is a folder while we are away; but then what we wrote of late may be
@@ -193,10 +193,10 @@ static void two_storages(void) {
         write_some(KEYS);
         rpc(rig_client, "storage.migrate", "{s:b}", "replace", 1);
         follow(in_sync, "the backup is not filled");
-        must_differ_in(0);
+        must_differ_in(0, "caught up:");
         if (server)
                 misses_nothing(server);
-        must_differ_in(spoil(second));
+        must_differ_in(spoil(second), "spoilt:");
         must_have_all("the backup was spoilt");
 }
 

@@ -261,6 +261,24 @@ def a_storage_that_is_full_says_so():
 
 
 @case
+def what_was_written_twice_and_deleted_is_gone_when_the_server_is_killed():
+    with Server("nats") as killed:
+        with Daemon(env={"STORAGE_URL": killed.values["store_url"].replace("{case}", "gone")}) as daemon, contextlib.closing(daemon.connect()) as client:
+            for kept in (False, True):
+                for n in range(20):
+                    client.call("config.set", key=f"k{n}", value="first")
+                    client.call("config.set", key=f"k{n}", value="second")
+                for n in range(0, 20, 2 if kept else 1):
+                    client.call("config.delete", key=f"k{n}")
+                killed.do("kill")
+                killed.do("up")
+                wait_for(lambda: client.call("storage.health")["status"] == "up", 20)
+                left = client.call("config.list", prefix="k")["config"]
+                assert left == ({f"k{n}": "second" for n in range(1, 20, 2)} if kept else {}), left
+            daemon.stop()
+
+
+@case
 def a_task_larger_than_the_server_takes_names_max_payload():
     with server() as url, bus(url) as daemon, contextlib.closing(daemon.connect()) as client:
         assert refused(lambda: client.publish("big", "x" * (8 << 20)), "limit", "max_payload")
