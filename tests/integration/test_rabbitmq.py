@@ -11,13 +11,14 @@ import time
 import pika
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../lib"))
-from harness import Daemon, case, main, wait_for, wakeups  # noqa: E402
+from harness import SANITIZED, Daemon, case, main, wait_for, wakeups  # noqa: E402
 from omni_wire import OmniError  # noqa: E402
 from server import Server  # noqa: E402
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../fault"))
 from proxy import Proxy  # noqa: E402
 
+SOON = 60  # seconds: what the node that died held comes when the bus gives it up
 
 @contextlib.contextmanager
 def broker():
@@ -226,6 +227,49 @@ def a_peer_that_is_a_black_hole_hangs_nobody():
             wait_for(again, 10, "a publish after the hole")
             while (task := client.next_task())["payload"]["content"] != "after it":
                 client.ack(task)
+            daemon.stop()
+
+
+@case
+def the_node_of_the_queues_is_killed_while_we_are_connected_to_another():
+    """Queues and streams are led where they were declared: on the first node, and we are on the second."""
+    with Server("rabbitmq", "cluster") as server:
+        nodes = server.values["bus_url"].replace("{case}", "omni").partition("//")[2].split("?")[0].split(",")
+        with bus(f"amqp://{nodes[0]}?prefix=omni") as daemon, contextlib.closing(daemon.connect()) as client:
+            client.register("t", "agent", prefetch=10)
+            client.publish("t", "declared")
+            client.ack(client.next_task())
+            daemon.stop()
+        with bus(f"amqp://{nodes[1]},{nodes[2]}?prefix=omni") as daemon, contextlib.closing(daemon.connect()) as client:
+            client.register("t", "agent", prefetch=10)
+            expected, handled = set(), set()
+
+            def work(until):
+                while not until():
+                    try:
+                        expected.add(client.publish("t", len(expected)))
+                    except OmniError as e:
+                        assert e.kind == "unavailable", e
+                    task = client.next_task(0.05)
+                    if task:
+                        handled.add(task["id"])
+                        with contextlib.suppress(OmniError):  # of one that was delivered again meanwhile
+                            client.ack(task)
+
+            work(lambda: len(handled) == 100)
+            server.do("kill 1")
+            before, killed = len(handled), time.monotonic()
+            work(lambda: len(handled) > before + 20)
+            assert time.monotonic() - killed < 5 + SANITIZED * 5, time.monotonic() - killed
+            work(lambda: len(handled) > before + 300)
+            server.do("up 1")
+            while expected - handled:
+                task = client.next_task(SOON)
+                assert task, f"{len(expected - handled)} tasks are missing"
+                handled.add(task["id"])
+                with contextlib.suppress(OmniError):
+                    client.ack(task)
+            wait_for(lambda: [g["leased"] + g["lag"] + g["retrying"] for g in client.call("bus.groups", topic="t")["groups"]] == [0], 20)
             daemon.stop()
 
 
