@@ -361,7 +361,11 @@ static int store_close(struct om_store *s, struct om_op *op, struct om_error *e)
         return 0;
 }
 
-static void store_destroy(struct om_store *s) { free(s); }
+static void store_destroy(struct om_store *s) {
+        for (size_t i = 0; i < sizeof s->times / sizeof s->times[0]; i++)
+                free(s->times[i].windows);
+        free(s);
+}
 
 /* -- the contract ------------------------------------------------------------------------------------------------------ */
 

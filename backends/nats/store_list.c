@@ -7,7 +7,9 @@
  *   - a cursor is the place itself, the next number or the last subject, and nothing is kept for it: what was there when the walk began
  *     and is not written anew meanwhile is met once;
  *   - a page ends at its limit, or at PAGE_BYTES of values;
- *   - numbers under which there is nothing any more are stepped over in strides that double, not one by one.
+ *   - numbers under which there is nothing any more are stepped over in strides that double, not one by one;
+ *   - where a span of time is asked for, WINDOW numbers at a time of whose times it is known that they are outside are not read again. That
+ *     is remembered from lists of a span: a number's message never changes, it only goes.
  *
  * Loop thread.
  */
@@ -63,6 +65,87 @@ static void list_free(struct om_job *j) {
         om_arena_deinit(&l->arena);
         om_arena_deinit(&l->in);
         free(l);
+}
+
+/* -- times of windows -------------------------------------------------------------------------------------------------- */
+
+enum { UNKNOWN_MIN = 0, UNKNOWN_MAX = -1 };
+
+static bool is_span(const struct list *l) { return by_number(l) && (l->since_ms > 0 || l->until_ms > 0); }
+
+static struct store_times *times_of(const struct list *l) { return &l->job.store->times[l->kind == OM_STORE_METRICS]; }
+
+/* What is known is of a stream of this time of creation, from the window on that has its first message. */
+static void times_are_of(struct store_times *t, struct om_span created, uint64_t first) {
+        uint64_t base = (first - 1) / WINDOW;
+
+        if (!om_span_is(created, t->created)) {
+                t->n = 0;
+                snprintf(t->created, sizeof t->created, "%.*s", OM_PRI(created));
+        }
+        if (t->n && base > t->base) {
+                size_t gone = base - t->base < t->n ? (size_t) (base - t->base) : t->n;
+
+                t->n -= gone;
+                memmove(t->windows, t->windows + gone, t->n * sizeof t->windows[0]);
+        }
+        if (!t->n || base > t->base)
+                t->base = base;
+}
+
+/* The window whose last number this is; NULL: none, or it is not known. */
+static struct store_window *window_times(const struct store_times *t, uint64_t last) {
+        uint64_t i = last / WINDOW - 1 - t->base;
+        struct store_window *w;
+
+        if (last % WINDOW || last / WINDOW <= t->base || i >= t->n)
+                return NULL;
+        w = &t->windows[i];
+        return w->min_ms == UNKNOWN_MIN && w->max_ms == UNKNOWN_MAX ? NULL : w;
+}
+
+static void remember(struct store_times *t, uint64_t last, int64_t min_ms, int64_t max_ms) {
+        uint64_t i = last / WINDOW - 1 - t->base;
+
+        if (last % WINDOW || last / WINDOW <= t->base || i >= SIZE_MAX / sizeof t->windows[0])
+                return;
+        if (i >= t->cap) {
+                size_t cap = t->cap * 2 > i ? t->cap * 2 : (size_t) i + 64;
+                struct store_window *more = reallocarray(t->windows, cap, sizeof *more);
+
+                if (!more) /* then it is read again */
+                        return;
+                t->windows = more;
+                t->cap = cap;
+        }
+        while (t->n <= i)
+                t->windows[t->n++] = (struct store_window){ UNKNOWN_MIN, UNKNOWN_MAX };
+        t->windows[i] = (struct store_window){ min_ms, max_ms };
+}
+
+static void skip_windows(struct list *l) {
+        const struct store_window *w;
+
+        while (is_span(l) && l->at >= l->first && (w = window_times(times_of(l), l->at)) &&
+                (w->max_ms < l->since_ms || (l->until_ms && w->min_ms >= l->until_ms)))
+                l->at -= WINDOW;
+}
+
+static void remember_window(struct list *l) {
+        int64_t min_ms = INT64_MAX, max_ms = INT64_MIN;
+
+        if (!is_span(l) || l->n_loads != WINDOW)
+                return;
+        for (size_t i = 0; i < WINDOW; i++) {
+                const struct load *load = &l->loads[i];
+                int64_t at_ms = load->envelope.entry.saved_ms;
+
+                if (!load->seq || at_ms == INT64_MIN)
+                        continue;
+                min_ms = at_ms < min_ms ? at_ms : min_ms;
+                max_ms = at_ms > max_ms ? at_ms : max_ms;
+        }
+        remember(times_of(l), l->at, min_ms, max_ms);
 }
 
 /* -- the end ----------------------------------------------------------------------------------------------------------- */
@@ -145,6 +228,7 @@ static void window_over(struct list *l) {
                 over(l, l->load_status, &l->error);
                 return;
         }
+        remember_window(l);
         for (i = 0; i < n && !is_full(l); i++) {
                 struct load *load = &l->loads[i];
 
@@ -181,7 +265,7 @@ static void one_came(struct load *load, int status, const struct om_error *e) {
 }
 
 static void window(struct list *l) {
-        size_t left = l->limit - l->n, n = left < WINDOW ? left : WINDOW;
+        size_t left = l->limit - l->n, n = is_span(l) ? (l->at - 1) % WINDOW + 1 : left < WINDOW ? left : WINDOW;
         uint64_t there = by_number(l) ? l->at - l->first + 1 : l->n_names - l->at_name;
 
         n = n < there ? n : (size_t) there;
@@ -239,7 +323,10 @@ static void probe(struct list *l) {
 }
 
 static void go_on(struct list *l) {
-        bool end = by_number(l) ? l->at < l->first || !l->at : l->at_name >= l->n_names;
+        bool end;
+
+        skip_windows(l);
+        end = by_number(l) ? l->at < l->first || !l->at : l->at_name >= l->n_names;
 
         if (!end && is_full(l)) {
                 if (by_number(l))
@@ -313,6 +400,7 @@ static void told(struct nats_request *r, const struct nats_reply *reply) {
                 l->first = nats_json_u64(reply->data, "state.first_seq");
                 l->first = l->first ? l->first : 1;
                 l->at = l->at && l->at < last ? l->at : last;
+                times_are_of(times_of(l), nats_json_get(reply->data, "created"), l->first);
                 go_on(l);
                 return;
         }

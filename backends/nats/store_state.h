@@ -44,6 +44,17 @@ struct store_settings {
         int64_t max_metrics, max_bytes;
 };
 
+/* The times of messages that lists have read: see store_list.c. */
+struct store_window {
+        int64_t min_ms, max_ms;
+};
+struct store_times {
+        char created[48];
+        uint64_t base; /* the number of the first window; they are of 64 messages */
+        struct store_window *windows;
+        size_t n, cap;
+};
+
 struct om_store {
         struct om_host *host;
         const struct om_store_events *events;
@@ -56,7 +67,8 @@ struct om_store {
         char bucket[BUCKET_MAX + 1];
         char version[32];
         bool clustered, closing, has_domain;
-        bool has_parts; /* of some value; what is replaced may have had some */
+        struct store_times times[2]; /* of results, metrics */
+        bool has_parts;              /* of some value; what is replaced may have had some */
         struct nats_request hello;
         int making; /* the stream that is being made */
         struct om_op *close_op;

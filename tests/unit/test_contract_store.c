@@ -499,6 +499,47 @@ START_TEST(test_metrics_are_appended_and_read_newest_first_by_topic) {
 }
 END_TEST
 
+static void put_metrics(struct user *u, int64_t from_ms, int n) {
+        for (int i = 0; i < n; i++) {
+                char value[64];
+                snprintf(value, sizeof(value), "{\"saved_at\":%.3f}", (double) (from_ms + i) / 1000); /* where Redis has the time */
+                struct om_store_entry e = { .value = om_span_of(value), .topic = OM_SPAN("x"), .saved_ms = from_ms + i };
+                ck_assert_int_eq(user_put(u, OM_STORE_METRICS, &e), 0);
+        }
+}
+
+static void ck_span(struct user *u, int64_t since_ms, int64_t until_ms, unsigned n) {
+        struct om_store_list list = { .kind = OM_STORE_METRICS, .since_ms = since_ms, .until_ms = until_ms, .limit = 1000 };
+        ck_assert_int_eq(user_list(u, &list), 0);
+        ck_assert_uint_eq(list.n, n);
+        for (size_t i = 0; i < list.n; i++)
+                ck_assert(list.entries[i].saved_ms >= since_ms && list.entries[i].saved_ms < until_ms);
+}
+
+/* Asked again, a storage may know where not to look. */
+START_TEST(test_metrics_of_a_span_are_found_as_often_as_it_is_asked_for) {
+        struct user u;
+        open_nth(&u, _i);
+        put_metrics(&u, 100000, 150);
+        put_metrics(&u, 900000, 150);
+        put_metrics(&u, 100150, 20);
+        for (int i = 0; i < 2; i++) {
+                ck_span(&u, 100000, 200000, 170);
+                ck_span(&u, 900010, 900020, 10);
+                ck_span(&u, 500000, 600000, 0);
+        }
+        put_metrics(&u, 100170, 3);
+        put_metrics(&u, 500000, 1);
+        ck_span(&u, 100000, 200000, 173);
+        ck_span(&u, 500000, 600000, 1);
+        user_delete(&u, OM_STORE_METRICS, NULL, NULL);
+        put_metrics(&u, 100000, 70);
+        for (int i = 0; i < 2; i++)
+                ck_span(&u, 100000, 200000, 70);
+        close_it(&u);
+}
+END_TEST
+
 START_TEST(test_health_is_an_object_that_says_how_durable) {
         struct user u;
         struct om_json j;
@@ -546,6 +587,7 @@ static void add_cases(TCase *t, int first, int end) {
         tcase_add_loop_test(t, test_cancelled_operation_still_completes_once, first, end);
         tcase_add_loop_test(t, test_batch_with_a_bad_entry_saves_the_others, first, end);
         tcase_add_loop_test(t, test_metrics_are_appended_and_read_newest_first_by_topic, first, end);
+        tcase_add_loop_test(t, test_metrics_of_a_span_are_found_as_often_as_it_is_asked_for, first, end);
         tcase_add_loop_test(t, test_health_is_an_object_that_says_how_durable, first, end);
 }
 
