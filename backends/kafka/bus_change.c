@@ -555,3 +555,40 @@ int kafka_bus_change(struct om_bus *b, struct om_bus_change *op, struct om_error
                 kafka_job_over(&c->job, r, e);
         return 0;
 }
+
+/* -- partitions that somebody else added ---------------------------------------------------------------------------------------------- */
+
+struct catch_up {
+        struct om_bus_change op; /* first */
+        struct om_bus *bus;
+        char topic[OM_TOPIC_MAX + 1];
+};
+
+static void caught_up(struct om_op *op, int status, const struct om_error *e) {
+        struct catch_up *u = (struct catch_up *) op;
+
+        if (status == 0)
+                om_host_log(u->bus->host, OM_LOG_NOTICE, "Kafka: %s has %lld partitions now, and so have its groups", u->topic,
+                        (long long) u->op.partitions);
+        else if (status != -ECANCELED)
+                om_host_log(u->bus->host, OM_LOG_WARNING, "Kafka: %s has %lld partitions now, and its groups cannot be given as many: %s",
+                        u->topic, (long long) u->op.partitions, e ? e->message : "");
+        free(u);
+}
+
+void kafka_catch_up(struct om_bus *b, const char *topic, int partitions) {
+        struct catch_up *u = calloc(1, sizeof *u);
+        struct om_error e;
+
+        if (!u)
+                return;
+        u->bus = b;
+        snprintf(u->topic, sizeof u->topic, "%s", topic);
+        u->op = (struct om_bus_change){ .op = { .done = caught_up },
+                .type = OM_CHANGE_CONFIGURE,
+                .topic = om_span_of(u->topic),
+                .partitions = partitions,
+                .retention_ms = -1 };
+        if (kafka_bus_change(b, &u->op, &e) < 0)
+                free(u); /* the next sweep sees it again */
+}

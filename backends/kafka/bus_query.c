@@ -429,7 +429,10 @@ struct sweep {
         struct call call; /* first */
         struct snapshot *snap;
         size_t n;
-        char (*topics)[OM_TOPIC_MAX + 1];
+        struct swept {
+                char topic[OM_TOPIC_MAX + 1];
+                int more; /* partitions that the topic has, where a group of it has fewer; or 0 */
+        } * topics;
 };
 
 static void sweep_topic(
@@ -466,17 +469,19 @@ static void sweep_run(struct call *c) {
         bool known = knames && retentions;
 
         for (size_t i = 0; known && i < w->n; i++)
-                known = kafka_name(knames[i], c->bus->settings.prefix, KAFKA_LOG, om_span_of(w->topics[i]), OM_SPAN_NONE);
+                known = kafka_name(knames[i], c->bus->settings.prefix, KAFKA_LOG, om_span_of(w->topics[i].topic), OM_SPAN_NONE);
         if (known)
                 kafka_retentions(c->bus, knames, w->n, retentions, &c->error); /* who may not ask has the URL's for all */
         for (size_t i = 0; known && i < w->n; i++) {
                 struct seen s;
 
-                if (kafka_look(c->bus, om_span_of(w->topics[i]), w->snap, &s, &c->error) < 0)
+                if (kafka_look(c->bus, om_span_of(w->topics[i].topic), w->snap, &s, &c->error) < 0)
                         break;
                 for (size_t k = 0; k < s.n_topics; k++)
                         sweep_topic(c->bus, &s, &s.topics[k], retentions[i], before);
-                for (size_t k = 0; k < s.n_groups; k++)
+                for (size_t k = 0; k < s.n_groups; k++) {
+                        if (s.n_topics == 1 && s.groups[k].n_parts < s.topics[0].n_parts)
+                                w->topics[i].more = s.topics[0].n_parts;
                         for (int p = 0; p < s.groups[k].n_parts; p++) {
                                 const struct seen_part *part = &s.groups[k].parts[p];
                                 int64_t to = part->state.at[KAFKA_AT_RETRY].track.low;
@@ -484,6 +489,7 @@ static void sweep_run(struct call *c) {
                                 if (part->known && to > part->retry_low + 100 && to <= part->retry_high)
                                         rd_kafka_topic_partition_list_add(before, s.groups[k].kname, p)->offset = to;
                         }
+                }
                 kafka_seen_deinit(&s);
         }
         if (before->cnt)
@@ -499,6 +505,9 @@ static void sweep_done(struct call *c) {
         c->bus->sweeping = false;
         if (c->status < 0)
                 om_host_log(c->bus->host, OM_LOG_INFO, "%s", c->error.message);
+        for (size_t i = 0; i < w->n; i++)
+                if (w->topics[i].more && !c->bus->closing && !c->bus->ending)
+                        kafka_catch_up(c->bus, w->topics[i].topic, w->topics[i].more);
         kafka_snapshot_free(w->snap);
         free(w->topics);
         free(w);
@@ -522,7 +531,7 @@ void kafka_on_sweep_timer(evutil_socket_t fd, short what, void *ctx) {
                 for (struct group *g = b->groups; g; g = g->hh.next)
                         if (g->unswept) {
                                 g->unswept = false;
-                                memcpy(w->topics[w->n++], g->topic, sizeof g->topic);
+                                memcpy(w->topics[w->n++].topic, g->topic, sizeof g->topic);
                         }
                 w->call.run = sweep_run;
                 w->call.done = sweep_done;

@@ -355,6 +355,8 @@ void kafka_dead_free(struct om_bus *b);
 void kafka_letter(struct om_buf *out, const struct om_dead_letter *l, const struct delivery *d, char *ret_place, size_t size);
 int kafka_bus_query(struct om_bus *b, struct om_bus_query *op, struct om_error *e);
 int kafka_bus_change(struct om_bus *b, struct om_bus_change *op, struct om_error *e);
+/* Gives a topic's groups as many partitions as it has, without waiting. */
+void kafka_catch_up(struct om_bus *b, const char *topic, int partitions);
 
 /* A message as the core sees it; `topic` NULL: of any. In `arena` unless the message is it. */
 struct om_span kafka_message_record(const rd_kafka_message_t *m, const char *topic, bool any_topic, struct om_arena *arena);

@@ -4,6 +4,8 @@
 import contextlib
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -41,6 +43,17 @@ class Stranger:
 
     def topics(self):
         return subprocess.run(["kcat", "-L", "-b", self.brokers], check=True, timeout=60, text=True, stdout=subprocess.PIPE).stdout
+
+    def add_partitions(self, topic, count):
+        """CreatePartitions (37), version 0, as the protocol's guide has it; kcat cannot."""
+        name = topic.encode()
+        request = struct.pack(">hhih", 37, 0, 1, -1) + struct.pack(">ih", 1, len(name)) + name + struct.pack(">iii?", count, -1, 10000, False)
+        host, port = self.brokers.split(":")
+        with socket.create_connection((host, int(port)), 30) as s, s.makefile("rb") as answers:
+            s.sendall(struct.pack(">i", len(request)) + request)
+            answer = answers.read(struct.unpack(">i", answers.read(4))[0])
+        error = struct.unpack_from(">h", answer, 14 + len(name))[0]  # after correlation, throttle, count, name
+        assert error == 0, error
 
     def read(self, topic, committed=True):
         """All that the topic holds: key, headers, value of each."""
@@ -211,6 +224,26 @@ def a_topics_partitions_and_retention_are_changed_while_it_is_served():
             wait_for(lambda: 'x.new" with 3 partitions' in Stranger(url).topics(), 20, "what a stranger sees of it")
             d.stop()
             other.stop()
+
+
+@case
+def partitions_that_another_tool_adds_are_served_by_who_serves_the_topic():
+    with broker() as url, bus(url) as d, contextlib.closing(d.connect()) as c:
+        c.register("t", "a", prefetch=10)
+        c.publish("t", "one")
+        c.ack(c.next_task())
+        Stranger(url).add_partitions("x.t", 3)
+        c.publish("t", "after")
+        c.ack(c.next_task())
+        wait_for(lambda: "t has 3 partitions now, and so have its groups" in d.log_text(), 30, "the groups' partitions")
+        for key in range(20):
+            Stranger(url).publish("x.t", b'"theirs"', key=str(key))
+        for n in range(20):
+            task = c.next_task(30)
+            assert task and task["payload"]["content"] == "theirs", f"{n} of 20 came"
+            c.ack(task)
+        wait_for(lambda: c.call("bus.groups", topic="t")["groups"][0]["lag"] == 0, 20, "lag 0")
+        d.stop()
 
 
 @case
