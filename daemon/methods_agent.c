@@ -13,6 +13,7 @@
 
 #include "agents.h"
 #include "methods.h"
+#include "registration.h"
 
 /* -- register, unregister ------------------------------------------------------------------------------------------ */
 
@@ -397,6 +398,45 @@ static void start_delete(struct om_request *req, struct om_span params, bool has
 static void agent_delete(struct om_request *req, struct om_span params) { start_delete(req, params, true); }
 static void topic_delete(struct om_request *req, struct om_span params) { start_delete(req, params, false); }
 
+/* -- seek ---------------------------------------------------------------------------------------------------------- */
+
+static int read_seek(struct om_call *c, struct om_span params, struct om_error *e) {
+        enum { TOPIC, NAME, START, N };
+        struct om_json_member m[N + 1] = {
+                [TOPIC] = { "topic", OM_JSON_STRING, true },
+                [NAME] = { "name", OM_JSON_STRING, true },
+                [START] = { "start", OM_JSON_NUMBER | OM_JSON_STRING, true },
+        };
+        struct om_bus_change *change = &c->change;
+        int r;
+
+        change->type = OM_CHANGE_SEEK;
+        if ((r = om_json_members(params, "params", m, e)) < 0 || (r = om_param_topic(&m[TOPIC], &c->arena, &change->topic, e)) < 0 ||
+                (r = om_param_name(&m[NAME], &c->arena, &change->agent, e)) < 0 ||
+                (r = om_param_start(&m[START], &change->start, &change->start_ms, e)) < 0)
+                return r;
+        if (!(c->core->bus_ops->capabilities & OM_BUS_REPLAY))
+                return om_error_set(e, OM_UNSUPPORTED, "the bus \"%s\" keeps nothing to start again from", c->core->bus_ops->name);
+        return 0;
+}
+
+static void on_sought(struct om_call *c, int status, const struct om_error *e) {
+        struct om_error none;
+
+        if (status == -ENOENT) {
+                om_error_set(&none, OM_NOT_FOUND, "no agent \"%.*s\" on topic \"%.*s\"", OM_PRI(c->change.agent), OM_PRI(c->change.topic));
+                e = &none;
+        }
+        if (status < 0)
+                om_call_fail(c, e);
+        else
+                om_call_ok(c);
+}
+
+static void agent_seek(struct om_request *req, struct om_span params) {
+        om_call_for(req, params, OM_CALL_BUS_CHANGE, read_seek, on_sought);
+}
+
 const struct om_method om_agent_methods[] = {
         { "agent.register", agent_register },
         { "agent.unregister", agent_unregister },
@@ -404,6 +444,7 @@ const struct om_method om_agent_methods[] = {
         { "agent.get", agent_get },
         { "agent.pause", agent_pause },
         { "agent.resume", agent_resume },
+        { "agent.seek", agent_seek },
         { "agent.delete", agent_delete },
         { "topic.delete", topic_delete },
         { NULL, NULL },

@@ -10,20 +10,19 @@
 
 enum { DESCRIPTION_MAX = 16 << 10 };
 
-static int read_start(const struct om_json_member *m, struct om_agent_config *config, struct om_error *e) {
+int om_param_start(const struct om_json_member *m, enum om_start *ret, int64_t *ret_ms, struct om_error *e) {
         if (m->value.type == 0)
                 return 0;
         if (m->value.type == OM_JSON_NUMBER) {
-                config->start = OM_START_TIME;
-                return om_param_time(m, &config->start_ms, e);
+                *ret = OM_START_TIME;
+                return om_param_time(m, ret_ms, e);
         }
         if (om_json_string_is(m->value, "first"))
-                config->start = OM_START_FIRST;
+                *ret = OM_START_FIRST;
         else if (om_json_string_is(m->value, "new"))
-                config->start = OM_START_NEW;
+                *ret = OM_START_NEW;
         else
-                return om_error_set_code(
-                        e, OM_CODE_PARAMS, OM_INVALID, "params.config: start must be \"first\", \"new\" or a Unix time in seconds");
+                return om_error_set_code(e, OM_CODE_PARAMS, OM_INVALID, "%s must be \"first\", \"new\" or a Unix time in seconds", m->name);
         return 0;
 }
 
@@ -77,7 +76,8 @@ static int read_config(struct om_call *c, struct om_span text, struct om_agent_c
                 (r = om_param_int(&m[BACKOFF], 0, 3600000, &config->retry_backoff_ms, e)) < 0 ||
                 (r = om_param_int(&m[BACKOFF_MAX], 0, 86400000, &config->retry_backoff_max_ms, e)) < 0 ||
                 (r = om_param_int(&m[RECLAIM], 0, OM_DELAY_MAX_MS, &config->reclaim_idle_ms, e)) < 0 ||
-                (r = read_start(&m[START], config, e)) < 0 || (r = om_param_name(&m[CALLBACK], &c->arena, ret_callback, e)) < 0)
+                (r = om_param_start(&m[START], &config->start, &config->start_ms, e)) < 0 ||
+                (r = om_param_name(&m[CALLBACK], &c->arena, ret_callback, e)) < 0)
                 return r;
         config->prefetch = (unsigned) prefetch;
         config->dlq_retry_limit = (unsigned) retries;

@@ -66,6 +66,14 @@ static const struct option none[] = { END };
 static const struct option one_agent[] = { TOPIC(MUST, .help = "the topic it serves"), NAME(MUST, .help = "its name"), END };
 static const struct option delete_agent[] = { TOPIC(MUST, .help = "the topic it serves"), NAME(MUST, .help = "its name"), DEAD_LETTERS,
         END };
+static const struct option seek_agent[] = { TOPIC(MUST, .help = "the topic it serves"), NAME(MUST, .help = "its name"),
+        { .name = "to",
+                .value = "WHERE",
+                .type = OPT_TEXT,
+                .flags = OPT_REQUIRED,
+                .choices = starts,
+                .help = "first: all that the bus still has; new: only what is published from now on; or a Unix time" },
+        END };
 static const struct option delete_topic[] = { TOPIC(MUST, .help = "the topic"), DEAD_LETTERS, END };
 static const struct option may_topic[] = { TOPIC(MAY, .help = "only this topic"), END };
 
@@ -508,6 +516,18 @@ const struct command ctl_commands[] = {
                 .run = cmd_agent_resume,
                 .about = "Ends a pause.",
                 .examples = EXAMPLES({ "agent resume words counter", "go on" }) },
+        { .path = "agent seek",
+                .also = "agent replay",
+                .summary = "have an agent start again somewhere",
+                .options = seek_agent,
+                .flags = CMD_DESTROYS,
+                .run = cmd_agent_seek,
+                .about =
+                        "What the agent was given from there on is given to it again, as far as the bus still has it: what all agents have "
+                        "finished is kept for as long as the bus's URL says (retention_ms). What its workers hold is taken from them.",
+                .examples = EXAMPLES({ "agent seek words counter --to first", "all of it once more" },
+                        { "agent seek words counter --to $(date -d 14:00 +%s) --yes", "what came since 14:00, for scripts" },
+                        { "agent seek words counter --to new", "leave out what waits" }) },
         { .path = "agent delete",
                 .summary = "delete an agent",
                 .options = delete_agent,

@@ -44,6 +44,8 @@ int cmd_agent_list(struct ctl *ctl) {
         return r;
 }
 
+static bool is_number(const char *text) { return *text && text[strspn(text, "0123456789.")] == '\0'; }
+
 /* A method about one agent; its answer, where somebody wants it. */
 static int call_agent(struct ctl *ctl, const char *method, bool dead_letters, char **ret, struct om_span *ret_text) {
         struct om_buf params = OM_BUF_INIT;
@@ -52,6 +54,11 @@ static int call_agent(struct ctl *ctl, const char *method, bool dead_letters, ch
         ctl_put_text(&params, "topic", args_text(&ctl->args, "topic"));
         ctl_put_text(&params, "name", args_text(&ctl->args, "name"));
         ctl_put_raw(&params, "delete_dead_letters", dead_letters ? "true" : NULL);
+        if (args_has(&ctl->args, "to")) {
+                const char *to = args_text(&ctl->args, "to");
+
+                (is_number(to) ? ctl_put_raw : ctl_put_text)(&params, "start", to);
+        }
         om_buf_putc(&params, '}');
         return ctl_call_buf(ctl, method, &params, ret, ret_text);
 }
@@ -86,6 +93,13 @@ static int act(struct ctl *ctl, const char *method, const char *done) {
 int cmd_agent_pause(struct ctl *ctl) { return act(ctl, "agent.pause", "Paused"); }
 
 int cmd_agent_resume(struct ctl *ctl) { return act(ctl, "agent.resume", "Resumed"); }
+
+int cmd_agent_seek(struct ctl *ctl) {
+        int r = ctl_confirm(ctl, "Take what %s on %s holds from its workers, and start again at %s?", args_text(&ctl->args, "name"),
+                args_text(&ctl->args, "topic"), args_text(&ctl->args, "to"));
+
+        return r ? r : act(ctl, "agent.seek", "Started again:");
+}
 
 int cmd_agent_delete(struct ctl *ctl) {
         int r = ctl_confirm(ctl, "Delete the agent %s on %s%s?", args_text(&ctl->args, "name"), args_text(&ctl->args, "topic"),

@@ -118,6 +118,7 @@ int cmd_agent_list(struct ctl *ctl);
 int cmd_agent_get(struct ctl *ctl);
 int cmd_agent_pause(struct ctl *ctl);
 int cmd_agent_resume(struct ctl *ctl);
+int cmd_agent_seek(struct ctl *ctl);
 int cmd_agent_delete(struct ctl *ctl);
 int cmd_agent_run(struct ctl *ctl);
 int cmd_topic_delete(struct ctl *ctl);

@@ -190,6 +190,37 @@ static void idempotency(void) {
 /* -- replay ------------------------------------------------------------------------------------------------------------------------------
  */
 
+/* One that is served starts again: at the time, after which there are n tasks, at the first of 2 n, and at what is new. */
+static void seek(const char *t, struct worker *w, const char *time, int n) {
+        json_t *none;
+        size_t had = w->n;
+        int r = rpc_try(rig_client, &none, "agent.seek", "{s:s,s:s,s:f}", "topic", t, "name", "a", "start", atof(time));
+        if (r == -EOPNOTSUPP) {
+                printf("a group cannot be sent back: %s\n", omni_strerror(rig_client));
+                return;
+        }
+        MUST(r == 0, "agent.seek: %s", omni_strerror(rig_client));
+        MUST(UNTIL(w->n == had + (size_t) n && w->acked == (long) w->n, 15000), "from the time %zu of %d came again", w->n - had, n);
+        rpc(rig_client, "agent.seek", "{s:s,s:s,s:s}", "topic", t, "name", "a", "start", "first");
+        MUST(UNTIL(w->n == had + 3 * (size_t) n && w->acked == (long) w->n, 15000), "from the first %zu of %d came again",
+                w->n - had - (size_t) n, 2 * n);
+        worker_close(w);
+        /* What a worker holds is taken from it, and what waits is left out. */
+        struct worker *holds = serve(t, "a", act_hold);
+        publish_numbers(t, 1000, 3 * n);
+        MUST(UNTIL(holds->n_held > 0, 10000), "nothing is held");
+        rpc(rig_client, "agent.seek", "{s:s,s:s,s:s}", "topic", t, "name", "a", "start", "new");
+        ack_held(holds, 0);
+        MUST(UNTIL(holds->acked + holds->refused == 1, 10000), "the ack is not answered");
+        MUST(holds->refused == 1, "what was held before the group started elsewhere is acknowledged");
+        had = holds->n;
+        publish_numbers(t, 2000, 1);
+        MUST(UNTIL(holds->n > had, 10000), "what is new does not come");
+        MUST(holds->n == had + 1 && seen_content(holds, "2000", 1), "%zu came, one is new", holds->n - had);
+        r = rpc_try(rig_client, &none, "agent.seek", "{s:s,s:s,s:s}", "topic", t, "name", "nobody", "start", "first");
+        MUST(r == -ENOENT || r == -ESTALE, "an agent that is not there: %s", strerror(-r));
+}
+
 static void replay(void) {
         enum { N = 20 };
         rig_bus_parameter("retention_ms=600000");
@@ -212,6 +243,7 @@ static void replay(void) {
         MUST(from_first->n == 2 * N && from_time->n == N && seen_content(from_time, rig_text("%d", N), 1), "%zu and %zu", from_first->n,
                 from_time->n);
         MUST(w->n == 2 * N, "replaying for one group gave tasks to another");
+        seek(t, w, between, N);
 }
 
 /* -- statistics
@@ -284,7 +316,7 @@ const struct conf_case conf_bus_extras[] = {
         { "B29", "delay +-50 ms and across a restart", delays, 30, "delay" },
         { "B30", "ttl: not delivered after expiry, counted", time_to_live, 20, "ttl" },
         { "B32", "same idempotency_key twice: one task, the first id returned, `duplicate: true`", idempotency, 30 },
-        { "B35", "replay from the beginning and from a time", replay, 20, "replay" },
+        { "B35", "replay from the beginning and from a time, for a new agent and for one that is served", replay, 30, "replay" },
         { "B36", "stats: depth, pending, lag, dead letters are exact at rest", statistics, 20 },
         { NULL },
 };

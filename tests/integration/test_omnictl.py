@@ -465,6 +465,24 @@ def an_agent_that_is_deleted_ends_and_says_why():
 
 
 @case
+def an_agent_starts_again_where_it_is_told():
+    with Daemon(env={"EVENT_BUS_URL": "local:?retention_ms=3600000"}) as daemon, Agent(daemon, "t", ["sh", "-c", "cat >> seen; echo >> seen"]):
+        for content in ("1", "2"):
+            result(daemon, publish(daemon, "t", content))
+        refused(daemon.ctl("agent", "seek", "t", "worker"), 2, "--to")
+        refused(daemon.ctl("agent", "seek", "t", "worker", "--to", "first"), 2, "--yes")
+        refused(daemon.ctl("agent", "seek", "t", "worker", "--to", "yesterday", "--yes"), 1, "Unix time")
+        refused(daemon.ctl("agent", "seek", "t", "nobody", "--to", "first", "--yes"), 4, "nobody")
+
+        def seen():
+            with open(os.path.join(daemon.folder, "seen"), encoding="utf-8") as f:
+                return f.read().split()
+
+        assert ok(daemon.ctl("agent", "seek", "t", "worker", "--to", "1000.5", "--yes")) == "Started again: worker on t.\n"
+        wait_for(lambda: seen() == ["1", "2", "1", "2"], 20, "both once more")
+
+
+@case
 def standard_error_is_shown_where_wanted():
     with Daemon() as daemon, Agent(daemon, "t", "echo one >&2; printf 'two \\033[2J' >&2; echo >&2", "--show-stderr") as agent:
         task_id = publish(daemon, "t", "1")
