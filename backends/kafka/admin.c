@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Looking in: see admin.h. What is true: what this daemon serves is taken from the snapshot, all else from what was committed. */
+#include <unistd.h>
+
 #include "admin.h"
 
 /* -- snapshots, on the loop ---------------------------------------------------------------------------------------------------- */
@@ -466,4 +468,95 @@ int kafka_delete_records(struct om_bus *b, rd_kafka_topic_partition_list_t *befo
         rd_kafka_queue_destroy(q);
         rd_kafka_DeleteRecords_destroy(del);
         return r;
+}
+
+/* -- partitions, offsets ---------------------------------------------------------------------------------------------------------- */
+
+int kafka_partitions_of(struct om_bus *b, rd_kafka_topic_t *t, int least, struct om_error *e) {
+        int64_t by = om_clock_ms() + PROPAGATION_MS;
+        const struct rd_kafka_metadata *md;
+
+        for (;;) {
+                rd_kafka_resp_err_t err = rd_kafka_metadata(b->producer, 0, t, &md, ADMIN_MS);
+                int n = 0;
+
+                if (!err) {
+                        err = md->topic_cnt ? md->topics[0].err : RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+                        n = err ? 0 : md->topics[0].partition_cnt;
+                        rd_kafka_metadata_destroy(md);
+                }
+                if (n >= least)
+                        return n;
+                if (om_clock_ms() >= by)
+                        return err ? kafka_error(err, NULL, rd_kafka_topic_name(t), e)
+                                   : om_error_set(e, OM_UNAVAILABLE, "Kafka: %s has not got its partitions", rd_kafka_topic_name(t));
+                usleep(10000);
+        }
+}
+
+int kafka_grow_topic(struct om_bus *b, const char *kname, int n, struct om_error *e) {
+        char why[200];
+        rd_kafka_NewPartitions_t *more = rd_kafka_NewPartitions_new(kname, (size_t) n, why, sizeof why);
+        rd_kafka_queue_t *q = rd_kafka_queue_new(b->producer);
+        rd_kafka_event_t *ev;
+        size_t count;
+        int r = 0;
+
+        if (!more) {
+                rd_kafka_queue_destroy(q);
+                return om_error_set(e, OM_INVALID, "Kafka: %s", why);
+        }
+        rd_kafka_CreatePartitions(b->producer, &more, 1, NULL, q);
+        ev = rd_kafka_queue_poll(q, ADMIN_MS);
+        if (!ev || rd_kafka_event_error(ev))
+                r = kafka_error(ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT, NULL, "more partitions", e);
+        else {
+                const rd_kafka_topic_result_t **t =
+                        rd_kafka_CreatePartitions_result_topics(rd_kafka_event_CreatePartitions_result(ev), &count);
+
+                if (count)
+                        r = kafka_error(rd_kafka_topic_result_error(t[0]), rd_kafka_topic_result_error_string(t[0]), "more partitions", e);
+        }
+        if (ev)
+                rd_kafka_event_destroy(ev);
+        rd_kafka_queue_destroy(q);
+        rd_kafka_NewPartitions_destroy(more);
+        return r;
+}
+
+/* What is said of a topic of which not all have heard yet. */
+static bool is_new(rd_kafka_resp_err_t err) {
+        return err == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION || err == RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC ||
+                err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART || err == RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE ||
+                err == RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION;
+}
+
+int kafka_find_offsets(struct om_bus *b, const char *log, int n, enum om_start start, int64_t start_ms, int64_t *ret, struct om_error *e) {
+        rd_kafka_topic_partition_list_t *times = NULL;
+        int64_t by = om_clock_ms() + PROPAGATION_MS;
+        rd_kafka_resp_err_t err = RD_KAFKA_RESP_ERR_NO_ERROR;
+
+        if (start == OM_START_TIME) {
+                times = rd_kafka_topic_partition_list_new(n);
+                for (int i = 0; i < n; i++)
+                        rd_kafka_topic_partition_list_add(times, log, i)->offset = start_ms;
+                err = rd_kafka_offsets_for_times(b->producer, times, ADMIN_MS);
+        }
+        for (int i = 0; i < n && !err; i++) {
+                int64_t low, high;
+
+                while ((err = rd_kafka_query_watermark_offsets(b->producer, log, i, &low, &high, ADMIN_MS)) && is_new(err) &&
+                        om_clock_ms() < by)
+                        usleep(10000);
+                ret[i] = start == OM_START_FIRST ? low : high;
+                if (times) {
+                        const rd_kafka_topic_partition_t *tp = rd_kafka_topic_partition_list_find(times, log, i);
+
+                        if (tp && !tp->err && tp->offset >= 0)
+                                ret[i] = tp->offset;
+                }
+        }
+        if (times)
+                rd_kafka_topic_partition_list_destroy(times);
+        return err ? kafka_error(err, NULL, "asking for offsets", e) : 0;
 }

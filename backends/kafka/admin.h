@@ -61,6 +61,12 @@ uint64_t kafka_depth(const struct seen *s, const struct seen_topic *t);
 int kafka_retentions(struct om_bus *b, char (*knames)[KAFKA_NAME_MAX + 1], size_t n, int64_t *ret, struct om_error *e);
 int kafka_retention_set(struct om_bus *b, const char *kname, int64_t ms, struct om_error *e);
 
+/* How many partitions a topic has, once the brokers know at least `least`. */
+int kafka_partitions_of(struct om_bus *b, rd_kafka_topic_t *t, int least, struct om_error *e);
+int kafka_grow_topic(struct om_bus *b, const char *kname, int n, struct om_error *e); /* to n partitions */
+/* Where a group that starts so begins in each of a topic's n partitions. */
+int kafka_find_offsets(struct om_bus *b, const char *log, int n, enum om_start start, int64_t start_ms, int64_t *ret, struct om_error *e);
+
 /* Calls fn for the messages of a partition, from ≤ offset < to, until it returns false. */
 int kafka_read(struct om_bus *b, const char *kname, int32_t p, int64_t from, int64_t to, bool (*fn)(void *ctx, const rd_kafka_message_t *m),
         void *ctx, struct om_error *e);

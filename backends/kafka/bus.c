@@ -156,7 +156,7 @@ static int bus_prepare(struct om_bus *b, struct om_url *url, struct om_error *e)
         b->owner = 0xcbf29ce484222325u;
         for (const char *p = b->instance; *p; p++)
                 b->owner = (b->owner ^ (unsigned char) *p) * 0x100000001b3u;
-        r = kafka_group_timers(b, e);
+        r = kafka_member_timers(b, e);
         return r ? r : kafka_link_open(b, e);
 }
 

@@ -35,7 +35,7 @@
 #include "offsets.h"
 #include "settings.h"
 
-enum { OPS_MAX = 8192, LANES_MAX = 200, INSTANCE_MAX = 200, ADMIN_MS = 5000 };
+enum { OPS_MAX = 8192, LANES_MAX = 200, INSTANCE_MAX = 200, ADMIN_MS = 5000, PROPAGATION_MS = 5000 };
 #define BYTES_MAX ((size_t) 64 << 20)
 
 /* -- work for threads that may block (link.c) ------------------------------------------------------------------------- */
@@ -150,7 +150,7 @@ void kafka_link_suspect(struct om_bus *b); /* something says that the brokers ar
 void kafka_link_close(struct om_bus *b);   /* ends with b->close_op's completion */
 int kafka_error(rd_kafka_resp_err_t err, const char *text, const char *what, struct om_error *e);
 
-/* -- groups and their partitions (bus_group.c, bus_part.c) -------------------------------------------------------------- */
+/* -- groups and their partitions (bus_group.c, bus_member.c, bus_part.c) -------------------------------------------------------------- */
 
 struct key {
         UT_hash_handle hh;
@@ -257,21 +257,21 @@ void kafka_bus_want(struct om_bus_sub *s, unsigned n);
 struct group *kafka_group_find(struct om_bus *b, struct om_span topic, struct om_span agent);
 void kafka_group_gone(struct group *g); /* deleted: revokes what is out, and leaves */
 void kafka_group_free(struct group *g);
-void kafka_member_poll(struct om_bus *b);
-void kafka_rebalanced(rd_kafka_t *rk, rd_kafka_resp_err_t err, rd_kafka_topic_partition_list_t *list, void *opaque);
-void kafka_revoke_check(struct om_bus *b); /* whether what goes to another daemon may go now */
-void kafka_subscription_soon(struct om_bus *b);
 void kafka_group_leave_now(struct group *g);
-int kafka_group_timers(struct om_bus *b, struct om_error *e);
-void kafka_groups_close(struct om_bus *b); /* ends with kafka_bus_let_go() */
+int kafka_group_add_parts(struct group *g, int n); /* up to n; -ENOMEM */
+void kafka_groups_close(struct om_bus *b);         /* ends with kafka_bus_let_go() */
 void kafka_groups_free(struct om_bus *b);
 void kafka_bus_let_go(struct om_bus *b);
 void kafka_bus_transacts(struct om_bus *b); /* kept in the state folder, for the next life */
-/* On a worker. */
-#define KAFKA_START_KEY "omni-start" /* of the message in a retry partition that says from where on the group reads the topic's */
-int kafka_partitions_of(struct om_bus *b, rd_kafka_topic_t *t, int least, struct om_error *e);
-int kafka_grow_topic(struct om_bus *b, const char *kname, int n, struct om_error *e);
-int kafka_find_offsets(struct om_bus *b, const char *log, int n, enum om_start start, int64_t start_ms, int64_t *ret, struct om_error *e);
+#define KAFKA_START_KEY "omni-start"        /* of the message in a retry partition that says from where on the group reads the topic's */
+
+/* bus_member.c */
+void kafka_member_poll(struct om_bus *b);
+void kafka_member_take(struct om_bus *b, const struct group *g); /* what is ours of a group that is served from now on */
+void kafka_rebalanced(rd_kafka_t *rk, rd_kafka_resp_err_t err, rd_kafka_topic_partition_list_t *list, void *opaque);
+void kafka_revoke_check(struct om_bus *b); /* whether what goes to another daemon may go now */
+void kafka_subscription_soon(struct om_bus *b);
+int kafka_member_timers(struct om_bus *b, struct om_error *e);
 
 /* bus_part.c */
 int kafka_part_start(struct part *p, struct kafka_state *s, struct om_error *e); /* takes s */
