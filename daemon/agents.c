@@ -48,6 +48,7 @@ struct om_agents {
         struct om_agent_deletion *deletions;
         struct event poll;
         bool polling;     /* a poll is under way */
+        bool stopped;     /* none begins any more */
         bool unsaved;     /* some entry may be */
         uint64_t changes; /* of paused states here: a poll that began before one is void */
 };
@@ -91,7 +92,7 @@ static void start_polling(struct om_agents *a) {
 
         bool needed = a->unsaved || (a->core->store_ops->capabilities & OM_STORE_SHARED && a->entries);
 
-        if (needed && a->core->store_state == OM_STORE_READY && !event_pending(&a->poll, EV_TIMEOUT, NULL))
+        if (needed && !a->stopped && a->core->store_state == OM_STORE_READY && !event_pending(&a->poll, EV_TIMEOUT, NULL))
                 event_add(&a->poll, &tv);
 }
 
@@ -493,6 +494,11 @@ int om_agents_new(struct om_core *core, struct om_agents **ret) {
         event_assign(&a->poll, om_loop_base(core->loop), -1, 0, on_poll, a);
         *ret = a;
         return 0;
+}
+
+void om_agents_stop(struct om_agents *a) {
+        a->stopped = true;
+        event_del(&a->poll);
 }
 
 void om_agents_free(struct om_agents *a) {

@@ -11,6 +11,7 @@
 #define OM_SUBSCRIPTION_ACTIVE "_subscription_active:" /* true while the group is served, false while it is paused */
 
 int om_agents_new(struct om_core *core, struct om_agents **ret);
+void om_agents_stop(struct om_agents *a); /* the storage is not asked any more */
 void om_agents_free(struct om_agents *a);
 /* The storage came or went: what could not be saved or read meanwhile is done now. */
 void om_agents_store_state(struct om_agents *a, enum om_store_state state);

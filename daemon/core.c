@@ -283,6 +283,7 @@ static void calls_ended(struct om_post *post) {
 static void metrics_flushed(struct om_post *post) {
         struct om_core_private *p = of_step(post);
 
+        om_agents_stop(p->core.agents);
         next_step(p, calls_ended);
         om_calls_stop(p->core.calls, &p->step);
 }

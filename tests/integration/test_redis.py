@@ -172,6 +172,21 @@ def where_no_connection_can_be_had_to_wait_on_the_server_is_asked():
             daemon.stop()
 
 
+@case
+def a_stop_that_waits_for_a_client_asks_the_storage_no_more():
+    """The pauses of agents are read every three seconds; who does not take its output is waited for, for one, after the storage was closed."""
+    with Server("redis") as server:
+        with Daemon(env={"STORAGE_URL": server.values["store_url"].replace("{case}", "stop"), "STOP_GRACE": "0"}) as daemon:
+            with contextlib.closing(daemon.connect()) as client, contextlib.closing(daemon.connect()) as sleeper:
+                registered = time.monotonic()
+                sleeper.register("t", "agent", prefetch=200)
+                for _ in range(200):
+                    client.publish("t", "x" * 10000)
+                time.sleep(registered + 2.5 - time.monotonic())
+                daemon.stop()  # its exit status, and what a sanitizer says
+                assert time.monotonic() - registered > 3, "nobody was waited for: nothing was tried"
+
+
 def refused(call, *words):
     """The error of a call, which says each of these."""
     try:
