@@ -16,7 +16,7 @@ static double round_trip_ms(struct worker *w, const char *t) {
                 long before = w->acked;
                 double start = now_ms();
                 publish(t, "%d", i);
-                MUST(UNTIL(w->acked == before + 1, 10000), "task %d is not handled", i);
+                MUST(UNTIL(w->acked > before, 10000), "task %d is not handled", i);
                 took[i] = now_ms() - start;
         }
         qsort(took, N, sizeof(*took), by_size);

@@ -377,7 +377,10 @@ json_t *dead_letters(const char *topic, const char *agent) {
 
 char *publish_with(omni_publish_options task) {
         char *id = malloc(OMNI_ID_SIZE);
-        int r = omni_publish(rig_client, &task, id);
+        double until = now_ms() + 5000;
+        int r;
+        while ((r = omni_publish(rig_client, &task, id)) == -EAGAIN && now_ms() < until)
+                serve_for(20);
         MUST(r >= 0, "publish on %s: %s", task.topic, omni_strerror(rig_client));
         return id;
 }

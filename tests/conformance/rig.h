@@ -92,13 +92,13 @@ json_t *dead_letters(const char *topic, const char *agent);              /* all:
 
 /* -- publishing ------------------------------------------------------------------------------------------------------------- */
 
-const char *topic(const char *name);                                                                     /* a topic of this case alone */
+const char *topic(const char *name); /* a topic of this case alone */
+/* What is answered `unavailable` is published again, as is told, for five seconds; the bus may hold both, so tasks want an id of their
+ * caller's where they are counted. */
 char *publish(const char *topic, const char *content_format, ...) __attribute__((format(printf, 2, 3))); /* its id */
 char *publish_with(omni_publish_options task);
-/* All of them, in one go. What is answered `unavailable` is published again, as is told, for five seconds; the bus may hold both, so such
- * tasks want an id of their caller's where they are counted. How many were. */
-int publish_all(const omni_publish_options *tasks, int n);
-void publish_numbers(const char *topic, int from, int n); /* contents FROM, FROM+1 … by publish_all() */
+int publish_all(const omni_publish_options *tasks, int n); /* in one go; how many were published again */
+void publish_numbers(const char *topic, int from, int n);  /* contents FROM, FROM+1 … by publish_all() */
 
 /* So many clients publish with one idempotency key at once: one wins, all are told the same id. */
 void publish_race(const char *topic, const char *key, int racers);
