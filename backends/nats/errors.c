@@ -39,7 +39,9 @@ static const struct meaning meanings[] = {
         { 10028, OM_LIMIT, "the server's memory for JetStream is used up: raise max_memory_store" },
         { 10047, OM_LIMIT, "the server's storage quota for JetStream is used up: raise max_file_store, or purge streams" },
         { 10054, OM_LIMIT, "the message is larger than the stream takes" },
-        { 10065, OM_EXISTS, "another stream has these subjects already: choose another prefix in the URL" },
+        { 10065, OM_EXISTS,
+                "another stream has these subjects already: mend stream= in the URL, which all daemons with this prefix must say alike or "
+                "leave out, or choose another prefix" },
         { 10074, OM_INVALID, "replicas in the URL is more than this server can: it is no cluster" },
         { 10121, OM_LIMIT, "the stream asks for more bytes than max_stream_bytes or the account allows: set max_topic_bytes in the URL" },
         { NATS_ERR_DUPLICATE_UNDER_WAY, OM_UNAVAILABLE, "another message with this id is being stored" },
