@@ -190,7 +190,7 @@ static void other_groups_came(struct roll *r, int status, const struct om_error 
         else if (c->lowest.n && !c->lowest.seq)
                 over(c, 0, NULL);
         else
-                nats_purge_start(&c->purge, c->t, (c->lowest.n ? c->lowest.seq : c->survey.topics[0]->last) + 1, group_deleted, c);
+                nats_purge_start(&c->purge, c->t, c->lowest.n ? c->lowest.seq : c->survey.topics[0]->last, group_deleted, c);
 }
 
 static void consumer_deleted(struct change *c, const struct nats_reply *last) {

@@ -2,7 +2,7 @@
 /*
  * The records of topics in a shared stream, "P.s.top.NT" in the state stream:
  *
- *   {"topic":NAME,"life":WHEN THE SHARED STREAM WAS MADE,"born_ms":N,"joined":BOOL,"gone":N}
+ *   {"topic":NAME,"life":WHEN THE SHARED STREAM WAS MADE,"born_ms":N,"joined":BOOL,"floor":SEQ,"gone":N}
  *
  * Always true:
  *   - it is read from the stream's leader, and written on condition that it is as it was read: nobody's change is lost;
@@ -40,6 +40,7 @@ bool nats_record_came(const struct topic *t, const struct nats_reply *reply, str
                 ours = life.p && om_span_is(life, t->log->life);
                 if (ours) {
                         ret->born_ms = (int64_t) nats_json_u64(record, "born_ms");
+                        ret->floor = nats_json_u64(record, "floor");
                         ret->gone = nats_json_u64(record, "gone");
                         ret->joined = nats_json_true(record, "joined");
                 }
@@ -59,8 +60,8 @@ int nats_record_write(const struct topic *t, const struct record *record, struct
         om_buf_json_span(&body, om_span_of(t->name));
         om_buf_lit(&body, ",\"life\":");
         om_buf_json_span(&body, om_span_of(t->log->life));
-        om_buf_printf(&body, ",\"born_ms\":%lld,\"joined\":%s,\"gone\":%llu}", (long long) record->born_ms,
-                record->joined ? "true" : "false", (unsigned long long) record->gone);
+        om_buf_printf(&body, ",\"born_ms\":%lld,\"joined\":%s,\"floor\":%llu,\"gone\":%llu}", (long long) record->born_ms,
+                record->joined ? "true" : "false", (unsigned long long) record->floor, (unsigned long long) record->gone);
         snprintf(subject, sizeof subject, "%s.s.top.%s", b->settings.c.prefix, t->nt);
         snprintf(seq, sizeof seq, "%llu", (unsigned long long) record->seq);
         r->fn = fn;
@@ -80,8 +81,8 @@ int nats_record_written(struct record *record, const struct nats_reply *reply, c
         unsigned code = reply->status == 0 ? nats_error_code(reply->data) : 0;
         int status = nats_publish_answer(reply, ret_why);
 
-        if (code == NATS_ERR_WRONG_LAST_SEQUENCE || code == NATS_ERR_WRONG_LAST_SEQUENCE_CONSTANT)
-                return -ESTALE;
+        if (reply->status == -ENOENT || code == NATS_ERR_WRONG_LAST_SEQUENCE || code == NATS_ERR_WRONG_LAST_SEQUENCE_CONSTANT)
+                return -ESTALE; /* or a server of the cluster does not know yet who takes it */
         if (status == 0)
                 record->seq = nats_json_u64(reply->data, "seq");
         return status;

@@ -143,19 +143,41 @@ void nats_stream_need(struct stream *s, struct stream_wait *w);
 void nats_put_stream_config(
         struct om_buf *body, const struct om_bus *b, const char *name, const char *subject, const char *topic, enum stream_kind kind);
 
+/* -- messages (bus_survey.c) ---------------------------------------------------------------------------------------- */
+
+/* From a sequence number on, in batches. */
+struct fetch {
+        struct om_bus *bus;
+        struct nats_request req;
+        bool (*each)(struct fetch *f, natsMsg *msg, uint64_t seq); /* false: enough */
+        void (*done)(struct fetch *f, int status, const struct om_error *e, bool more);
+        void *ctx;
+        size_t got;
+        bool enough;
+        uint64_t left; /* behind what came */
+};
+/* `filter`: their subject; NULL: any. */
+void nats_fetch_start(struct fetch *f, struct om_bus *b, const char *stream, const char *filter, uint64_t from, size_t n);
+/* How many there are: f->got + f->left. */
+void nats_count_start(struct fetch *f, struct om_bus *b, const char *stream, const char *filter, uint64_t from);
+uint64_t nats_message_seq(natsMsg *msg);
+
 /* -- topics (bus_topic.c, bus_sweep.c) ------------------------------------------------------------------------------ */
 
 struct record {          /* what the state stream says of a topic of a shared stream */
         uint64_t seq;    /* of the record; 0: there is none */
         int64_t born_ms; /* when the topic was made */
+        uint64_t floor;  /* what is there from here down counts as gone: it is being dropped */
         uint64_t gone;   /* how many of its messages */
         bool joined;     /* the groups of patterns have their consumers */
 };
 struct purge {
         struct topic *topic;
         struct nats_request req;
+        struct fetch fetch;
         struct record record;
-        uint64_t n;
+        uint64_t floor, above; /* up to where, and how many are left */
+        int64_t n;             /* how many were counted as gone, or are to be besides */
         unsigned tries;
         void (*done)(struct purge *p);
         void *ctx;
@@ -193,10 +215,10 @@ void nats_topic_touch(struct topic *t); /* something was finished: what nobody n
 void nats_topics_down(struct om_bus *b);
 void nats_topics_free(struct om_bus *b);
 void nats_on_sweep_timer(evutil_socket_t fd, short what, void *ctx);
-/* Drops the topic's messages below a sequence number. */
-void nats_purge_start(struct purge *p, struct topic *t, uint64_t below, void (*done)(struct purge *p), void *ctx);
+/* Drops the topic's messages up to a sequence number. */
+void nats_purge_start(struct purge *p, struct topic *t, uint64_t floor, void (*done)(struct purge *p), void *ctx);
 /* The record of a topic (bus_record.c): read, its JSON, and what it says (false: none of this life of the stream); written on condition
- * that it is as it was read, and whether it was: -ESTALE where others were faster. */
+ * that it is as it was read, and whether it was: -ESTALE: to be read and tried again. */
 int nats_record_read(const struct topic *t, struct nats_request *r, nats_reply_fn *fn, void *ctx);
 bool nats_record_text(const struct nats_reply *reply, struct om_buf *ret);
 bool nats_record_came(const struct topic *t, const struct nats_reply *reply, struct record *ret);
@@ -360,23 +382,6 @@ int nats_publish_answer(const struct nats_reply *reply, const char **ret_why);
 int nats_bus_query(struct om_bus *b, struct om_bus_query *op, struct om_error *e);
 int nats_bus_change(struct om_bus *b, struct om_bus_change *op, struct om_error *e);
 
-/* Messages of a stream from a sequence number on, in batches. */
-struct fetch {
-        struct om_bus *bus;
-        struct nats_request req;
-        bool (*each)(struct fetch *f, natsMsg *msg, uint64_t seq); /* false: enough */
-        void (*done)(struct fetch *f, int status, const struct om_error *e, bool more);
-        void *ctx;
-        size_t got;
-        bool enough;
-        uint64_t left; /* behind what came */
-};
-/* `filter`: their subject; NULL: any. */
-void nats_fetch_start(struct fetch *f, struct om_bus *b, const char *stream, const char *filter, uint64_t from, size_t n);
-/* How many there are: f->got + f->left. */
-void nats_count_start(struct fetch *f, struct om_bus *b, const char *stream, const char *filter, uint64_t from);
-uint64_t nats_message_seq(natsMsg *msg);
-
 struct found_group {
         char *agent, *pattern; /* NULL: of the topic itself */
         char *consumer;
@@ -387,7 +392,7 @@ struct found_topic {
         char *topic, *stream, *life;
         uint64_t first, last, published;
         uint64_t messages, above; /* that are there, and of them what some group has not finished */
-        uint64_t gone;
+        uint64_t gone, floor;     /* as in the record */
         struct found_group *groups;
         size_t n_groups;
         struct floor lowest; /* of all groups */
@@ -405,7 +410,8 @@ struct survey {
         size_t n, cap;
         struct om_span dead, again, released; /* answers, copied */
         struct nats_request req[4];
-        char subject[SUBJECT_MAX], records[SUBJECT_MAX]; /* of a shared stream's topics */
+        char records[SUBJECT_MAX]; /* of a shared stream's topics */
+        bool grouped;              /* their groups are asked for, or known */
         struct fetch fetch;
         struct roll roll;
         uint64_t from;

@@ -3,9 +3,9 @@
  * Reading what is on the server: which topics there are and their groups (survey), and messages one after the other (fetch).
  *
  * A survey asks for the topics, and for the lists of dead letters, of replays and of releases beside one another, then for the consumers.
- * Topics are the streams with their subjects, and each has its consumers; or those of a shared stream that have a record of its life, and
- * how many messages of each are there the stream says, and which topic a consumer is of its filter. Lists come in pages. What is counted
- * where tasks are moving is counted at slightly different moments; at rest it is exact.
+ * Topics are the streams with their subjects, and each has its consumers; or those of a shared stream that have a record of its life, of
+ * each of which the messages above its floor are counted, and whose consumers are known by their filters. Lists come in pages. What is
+ * counted where tasks are moving is counted at slightly different moments; at rest it is exact.
  *
  * Loop thread.
  */
@@ -26,8 +26,14 @@ void nats_survey_free(struct survey *s) {
 
 static void ask_each(struct survey *s);
 
+static void ask_shared_groups(struct survey *s);
+
 static void one_over(struct survey *s) {
-        if (--s->open == 0)
+        if (--s->open)
+                return;
+        if (s->bus->shared && !s->grouped && s->status == 0)
+                ask_shared_groups(s);
+        else
                 s->done(s);
 }
 
@@ -200,7 +206,7 @@ static void groups_came(struct roll *r, int status, const struct om_error *e) {
         one_over(s);
 }
 
-static void count_above(struct found_topic *t) {
+static void count_above(struct found_topic *t, uint64_t seq) {
         struct survey *s = t->survey;
         struct om_buf subject = OM_BUF_INIT;
 
@@ -208,7 +214,7 @@ static void count_above(struct found_topic *t) {
         nats_subject_encode(&subject, om_span_of(t->topic));
         om_buf_putc(&subject, 0);
         if (om_buf_ok(&subject))
-                nats_count_start(&t->fetch, s->bus, t->stream, subject.data, t->lowest.seq + 1);
+                nats_count_start(&t->fetch, s->bus, t->stream, subject.data, seq + 1);
         else {
                 fail_errno(s, -ENOMEM);
                 one_over(s);
@@ -220,25 +226,26 @@ static void counted(struct fetch *f, int status, const struct om_error *e, bool 
         struct found_topic *t = f->ctx;
         struct survey *s = t->survey;
 
-        t->above = f->got + f->left;
+        *(s->grouped ? &t->above : &t->messages) = f->got + f->left;
         if (status < 0)
                 fail(s, status, e);
         ask_each(s);
         one_over(s);
 }
 
-/* The groups of a topic's own stream; of a shared one they are known, and what is above the lowest floor matters for several only. */
+/* The groups of a topic's own stream. In a shared one first what is there, and when the groups are known, what several of them have left.
+ */
 static void ask_each(struct survey *s) {
         while (s->asked < s->n && s->open < AT_ONCE && s->status == 0) {
                 struct found_topic *t = s->topics[s->asked++];
 
-                if (s->bus->shared && t->n_groups < 2)
+                if (s->grouped && t->n_groups < 2)
                         continue;
                 s->open++;
                 t->fetch = (struct fetch){ .done = counted, .ctx = t };
                 t->roll = (struct roll){ .each = group_came, .done = groups_came, .ctx = t };
                 if (s->bus->shared)
-                        count_above(t);
+                        count_above(t, s->grouped ? t->lowest.seq : t->floor);
                 else
                         nats_roll_start(&t->roll, s->bus, t->stream, NULL);
         }
@@ -264,18 +271,23 @@ static void shared_groups_came(struct roll *r, int status, const struct om_error
         one_over(s);
 }
 
-static void lists_are_there(struct survey *s) {
+static void ask_shared_groups(struct survey *s) {
         char names[CONSUMER_NAME_MAX];
-        struct topic *t = s->bus->shared && s->topic[0] ? nats_topic_get(s->bus, om_span_of(s->topic)) : NULL;
+        struct topic *t = s->topic[0] ? nats_topic_get(s->bus, om_span_of(s->topic)) : NULL;
 
+        for (size_t i = 0; i < s->n; i++)
+                s->topics[i]->published = s->topics[i]->gone + s->topics[i]->messages;
+        s->grouped = true;
+        s->asked = 0;
         s->open = 1;
-        if (!s->bus->shared || s->status < 0) {
-                ask_each(s);
-                one_over(s);
-                return;
-        }
         s->roll = (struct roll){ .each = shared_group_came, .done = shared_groups_came, .ctx = s };
         nats_roll_start(&s->roll, s->bus, s->bus->shared->name, t && nats_consumer_name(names, sizeof names, t, NULL, NULL) ? names : NULL);
+}
+
+static void lists_are_there(struct survey *s) {
+        s->open = 1;
+        ask_each(s);
+        one_over(s);
 }
 
 /* -- topics of a shared stream --------------------------------------------------------------------------------------- */
@@ -294,6 +306,7 @@ static void add_record(struct survey *s, struct om_span record) {
                 return;
         }
         t->life = life;
+        t->floor = nats_json_u64(record, "floor");
         t->gone = nats_json_u64(record, "gone");
         HASH_ADD_KEYPTR(hh, s->by_name, t->topic, strlen(t->topic), t);
         if (!t->hh.tbl)
@@ -310,14 +323,17 @@ static bool record_read(struct fetch *f, natsMsg *msg, uint64_t seq) {
         return s->status == 0;
 }
 
-static void ask_counts(struct survey *s, uint64_t offset);
-
-/* Those of a stream before this one are none. */
-static void topics_known(struct survey *s, struct om_span info) {
+/* Topics of a stream before this one are none. */
+static void shared_came(struct nats_request *r, const struct nats_reply *reply) {
+        struct survey *s = r->ctx;
+        struct om_error e = OM_ERROR_INIT;
         struct om_arena arena = { 0 };
-        struct om_span life = nats_json_text(info, "created", &arena);
+        struct om_span life = nats_json_text(reply->data, "created", &arena);
+        int status = nats_error(reply, "looking at the topics' stream", &e);
         size_t n = 0;
 
+        if (status < 0 && nats_json_u64(reply->data, "error.code") != 404)
+                fail(s, status, &e);
         for (size_t i = 0; i < s->n; i++) {
                 struct found_topic *t = s->topics[i];
 
@@ -326,9 +342,8 @@ static void topics_known(struct survey *s, struct om_span info) {
                         free(t);
                         continue;
                 }
-                t->first = nats_json_u64(info, "state.first_seq");
-                t->last = nats_json_u64(info, "state.last_seq");
-                t->published = t->gone + t->messages;
+                t->first = nats_json_u64(reply->data, "state.first_seq");
+                t->last = nats_json_u64(reply->data, "state.last_seq");
                 s->topics[n++] = t;
         }
         s->n = n;
@@ -336,43 +351,9 @@ static void topics_known(struct survey *s, struct om_span info) {
         one_list_over(s);
 }
 
-static void counts_came(struct nats_request *r, const struct nats_reply *reply) {
-        struct survey *s = r->ctx;
-        struct om_error e = OM_ERROR_INIT;
-        struct om_arena arena = { 0 };
-        struct om_json_value key;
-        struct om_span count;
-        struct nats_walk w;
-        uint64_t n = 0, offset = nats_json_u64(reply->data, "offset");
-        int status = nats_error(reply, "counting the messages of topics", &e);
+static void ask_for_shared(struct survey *s) {
+        int r = nats_call(s->bus->link, &s->req[0], shared_came, s, OM_SPAN_NONE, "STREAM.INFO.%s", s->bus->shared->name);
 
-        if (status < 0 && nats_json_u64(reply->data, "error.code") != 404)
-                fail(s, status, &e);
-        nats_walk_init(&w, nats_json_get(reply->data, "state.subjects"));
-        for (; nats_walk_next(&w, &count, &key); n++) {
-                struct found_topic *t = topic_of(s, om_json_string(key, &arena));
-
-                if (t)
-                        t->messages = nats_json_u64(count, "");
-        }
-        om_arena_deinit(&arena);
-        if (n && offset + n < nats_json_u64(reply->data, "total"))
-                ask_counts(s, offset + n);
-        else
-                topics_known(s, reply->data);
-}
-
-static void ask_counts(struct survey *s, uint64_t offset) {
-        struct om_buf body = OM_BUF_INIT;
-        int r;
-
-        om_buf_lit(&body, "{\"subjects_filter\":");
-        om_buf_json_span(&body, om_span_of(s->subject));
-        om_buf_printf(&body, ",\"offset\":%llu}", (unsigned long long) offset);
-        r = om_buf_ok(&body)
-                ? nats_call(s->bus->link, &s->req[0], counts_came, s, om_buf_span(&body), "STREAM.INFO.%s", s->bus->shared->name)
-                : -ENOMEM;
-        om_buf_deinit(&body);
         if (r == 0)
                 return;
         fail_errno(s, r);
@@ -391,7 +372,7 @@ static void records_read(struct fetch *f, int status, const struct om_error *e, 
         else if (more)
                 ask_records(s);
         else
-                ask_counts(s, 0);
+                ask_for_shared(s);
 }
 
 static void ask_records(struct survey *s) {
@@ -415,7 +396,7 @@ static void record_came(struct nats_request *r, const struct nats_reply *reply) 
         if (s->status < 0)
                 one_list_over(s);
         else
-                ask_counts(s, 0);
+                ask_for_shared(s);
 }
 
 /* -- asking ---------------------------------------------------------------------------------------------------------- */
@@ -485,7 +466,6 @@ static void ask_shared(struct survey *s) {
 
         int r;
 
-        snprintf(s->subject, sizeof s->subject, "%s", t ? t->subject : s->bus->shared->subject);
         snprintf(s->records, sizeof s->records, "%s.s.top.>", s->bus->settings.c.prefix);
         s->from = 1;
         if (!s->topic[0]) {

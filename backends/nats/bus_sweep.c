@@ -7,7 +7,9 @@
  * was below that floor retention_ms ago, as far as this daemon has seen: later rather than early;
  *   - its timer runs only while a topic is dirty: something was finished since it was looked at;
  *   - a round looks at all dirty topics of a stream at once. That of a stream with many consumers takes time, and then rests for longer;
- *   - of a topic in a shared stream it is counted how much of it is gone, after it is: a daemon that dies in between counts less.
+ *   - in a shared stream a topic's record says up to where its messages count as gone, and how many they are, before they are dropped: at
+ * no time are they counted twice, or not at all. What was published while they were counted makes the number wrong; the server says how
+ * many it has dropped, and it is mended. A daemon that dies between the two leaves it wrong.
  *
  * Loop thread.
  */
@@ -19,48 +21,48 @@ enum { SWEEP_MS = 200, REST = 8 /* times what a round took */, TRIES = 100 };
 
 static void purge_over(struct purge *p) { p->done(p); }
 
-static void count_gone(struct purge *p);
+static void read_record(struct purge *p, nats_reply_fn *fn) {
+        if (nats_record_read(p->topic, &p->req, fn, p) < 0)
+                purge_over(p);
+}
 
-static void counted(struct nats_request *r, const struct nats_reply *reply) {
+static void mended(struct nats_request *r, const struct nats_reply *reply);
+
+static void record_to_mend(struct nats_request *r, const struct nats_reply *reply) {
+        struct purge *p = r->ctx;
+        bool known = nats_record_came(p->topic, reply, &p->record);
+
+        p->record.gone += (uint64_t) p->n;
+        if (!known || nats_record_write(p->topic, &p->record, &p->req, mended, p) < 0)
+                purge_over(p); /* deleted meanwhile, or not connected */
+}
+
+static void mended(struct nats_request *r, const struct nats_reply *reply) {
         struct purge *p = r->ctx;
         const char *why;
 
         if (nats_record_written(&p->record, reply, &why) == -ESTALE && p->tries++ < TRIES)
-                count_gone(p);
+                read_record(p, record_to_mend);
         else
-                purge_over(p);
-}
-
-static void record_came(struct nats_request *r, const struct nats_reply *reply) {
-        struct purge *p = r->ctx;
-        bool known = nats_record_came(p->topic, reply, &p->record);
-
-        p->record.gone += p->n;
-        if (!known || nats_record_write(p->topic, &p->record, &p->req, counted, p) < 0)
-                purge_over(p); /* deleted meanwhile, or not connected */
-}
-
-static void count_gone(struct purge *p) {
-        if (nats_record_read(p->topic, &p->req, record_came, p) < 0)
                 purge_over(p);
 }
 
 static void purged(struct nats_request *r, const struct nats_reply *reply) {
         struct purge *p = r->ctx;
 
-        p->n = nats_json_u64(reply->data, "purged");
-        if (p->n && nats_topic_filter(p->topic))
-                count_gone(p);
+        p->n = (int64_t) nats_json_u64(reply->data, "purged") - p->n;
+        if (p->n && nats_topic_filter(p->topic) && nats_json_true(reply->data, "success"))
+                read_record(p, record_to_mend);
         else
                 purge_over(p);
 }
 
-void nats_purge_start(struct purge *p, struct topic *t, uint64_t below, void (*done)(struct purge *p), void *ctx) {
+static void purge(struct purge *p) {
+        const struct topic *t = p->topic;
         struct om_buf body = OM_BUF_INIT;
         int r;
 
-        *p = (struct purge){ .topic = t, .done = done, .ctx = ctx };
-        om_buf_printf(&body, "{\"seq\":%llu", (unsigned long long) below);
+        om_buf_printf(&body, "{\"seq\":%llu", (unsigned long long) p->floor + 1);
         if (nats_topic_filter(t)) {
                 om_buf_lit(&body, ",\"filter\":");
                 om_buf_json_span(&body, om_span_of(nats_topic_filter(t)));
@@ -70,6 +72,72 @@ void nats_purge_start(struct purge *p, struct topic *t, uint64_t below, void (*d
         om_buf_deinit(&body);
         if (r < 0)
                 purge_over(p);
+}
+
+static void record_came(struct nats_request *r, const struct nats_reply *reply);
+
+static void written(struct nats_request *r, const struct nats_reply *reply) {
+        struct purge *p = r->ctx;
+        const char *why;
+        int status = nats_record_written(&p->record, reply, &why);
+
+        if (status == -ESTALE && p->tries++ < TRIES)
+                read_record(p, record_came);
+        else if (status < 0)
+                purge_over(p); /* another time */
+        else
+                purge(p);
+}
+
+static void count(struct purge *p, uint64_t above, void (*done)(struct fetch *, int, const struct om_error *, bool)) {
+        p->fetch.done = done;
+        p->fetch.ctx = p;
+        nats_count_start(&p->fetch, p->topic->bus, p->topic->log->name, p->topic->subject, above + 1);
+}
+
+static void counted_all(struct fetch *f, int status, const struct om_error *e, bool more) {
+        struct purge *p = f->ctx;
+        uint64_t n = f->got + f->left;
+
+        if (status < 0) {
+                purge_over(p);
+                return;
+        }
+        p->n = n > p->above ? (int64_t) (n - p->above) : 0;
+        p->record.gone += (uint64_t) p->n;
+        p->record.floor = p->floor;
+        if (nats_record_write(p->topic, &p->record, &p->req, written, p) < 0)
+                purge_over(p);
+}
+
+static void counted_left(struct fetch *f, int status, const struct om_error *e, bool more) {
+        struct purge *p = f->ctx;
+
+        p->above = f->got + f->left;
+        if (status < 0)
+                purge_over(p);
+        else
+                count(p, p->record.floor, counted_all);
+}
+
+static void record_came(struct nats_request *r, const struct nats_reply *reply) {
+        struct purge *p = r->ctx;
+
+        p->n = 0;
+        if (!nats_record_came(p->topic, reply, &p->record))
+                purge_over(p); /* deleted meanwhile, or not connected */
+        else if (p->record.floor >= p->floor)
+                purge(p);
+        else
+                count(p, p->floor, counted_left);
+}
+
+void nats_purge_start(struct purge *p, struct topic *t, uint64_t floor, void (*done)(struct purge *p), void *ctx) {
+        *p = (struct purge){ .topic = t, .floor = floor, .done = done, .ctx = ctx };
+        if (nats_topic_filter(t))
+                read_record(p, record_came);
+        else
+                purge(p);
 }
 
 /* -- sweeping ------------------------------------------------------------------------------------------------------ */
@@ -105,7 +173,7 @@ static void looked(struct topic *t) {
                 return;
         if (keep == 0 || (t->floor && t->floor_ms + keep <= now)) {
                 t->sweeping = true;
-                nats_purge_start(&t->sweep, t, (keep && t->floor < floor ? t->floor : floor) + 1, swept, NULL);
+                nats_purge_start(&t->sweep, t, keep && t->floor < floor ? t->floor : floor, swept, NULL);
                 t->floor = 0;
         }
         if (keep == 0)

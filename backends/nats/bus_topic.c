@@ -143,7 +143,7 @@ static void record_written(struct nats_request *r, const struct nats_reply *repl
         if (status == -ESTALE && t->tries++ < TRIES)
                 read_record(t);
         else if (status < 0)
-                made(t, om_error_set(&e, OM_UNAVAILABLE, "%s", why ? why : "NATS: the record of the topic is being written by others"), &e);
+                made(t, om_error_set(&e, OM_UNAVAILABLE, "%s", why ? why : "NATS: the record of the topic cannot be written now"), &e);
         else if (t->record.joined)
                 made(t, 0, NULL);
         else
