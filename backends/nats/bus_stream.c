@@ -200,12 +200,12 @@ static void failed(struct stream *s, int r) {
 }
 
 static void made(struct nats_request *r, const struct nats_reply *reply) {
-        static const char *const whats[] = { [STREAM_LOG] = "making the stream of a topic",
+        static const char *const what[] = { [STREAM_LOG] = "making the stream of a topic",
                 [STREAM_SHARED] = "making the topics' stream",
                 [STREAM_GROUP] = "making the stream of a group's dead letters" };
         struct stream *s = r->ctx;
         struct om_error e = OM_ERROR_INIT;
-        int status = nats_error(reply, whats[s->kind], &e);
+        int status = nats_error(reply, what[s->kind], &e);
         bool other = status < 0 && nats_error_code(reply->data) == NATS_ERR_STREAM_EXISTS;
 
         s->fresh = status == 0 && nats_json_true(reply->data, "did_create");

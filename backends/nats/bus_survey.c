@@ -297,20 +297,28 @@ static void one_list_over(struct survey *s) {
                 lists_are_there(s);
 }
 
+static struct found_topic *add_name(struct survey *s, char *name) {
+        struct found_topic *t = name ? add_topic(s, name, s->bus->shared->name) : NULL;
+
+        if (t)
+                HASH_ADD_KEYPTR(hh, s->by_name, t->topic, strlen(t->topic), t);
+        return t && t->hh.tbl ? t : NULL;
+}
+
+/* One that is written while they are read comes twice. */
 static void add_record(struct survey *s, struct om_span record) {
         char *name = text_in(s, record, "topic"), *life = text_in(s, record, "life");
-        struct found_topic *t = name && life ? add_topic(s, name, s->bus->shared->name) : NULL;
+        struct found_topic *t = NULL;
 
-        if (!t) {
+        if (name)
+                HASH_FIND_STR(s->by_name, name, t);
+        if (!life || (!t && !(t = add_name(s, name)))) {
                 fail_errno(s, -ENOMEM);
                 return;
         }
         t->life = life;
         t->floor = nats_json_u64(record, "floor");
         t->gone = nats_json_u64(record, "gone");
-        HASH_ADD_KEYPTR(hh, s->by_name, t->topic, strlen(t->topic), t);
-        if (!t->hh.tbl)
-                fail_errno(s, -ENOMEM);
 }
 
 static bool record_read(struct fetch *f, natsMsg *msg, uint64_t seq) {
@@ -463,7 +471,6 @@ static void ask_list(struct survey *s, int list, size_t offset) {
 /* All topics, or one. */
 static void ask_shared(struct survey *s) {
         struct topic *t = s->topic[0] ? nats_topic_get(s->bus, om_span_of(s->topic)) : NULL;
-
         int r;
 
         snprintf(s->records, sizeof s->records, "%s.s.top.>", s->bus->settings.c.prefix);

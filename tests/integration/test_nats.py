@@ -515,9 +515,10 @@ def idle_wakeups(url):
 
 @case
 def ten_idle_agents_cost_no_wakeups():
-    with server() as url:
-        everywhere, _ = idle_wakeups(url)
-        assert everywhere < 1, everywhere
+    for kind in ("plain", "shared"):
+        with server(kind) as url:
+            everywhere, _ = idle_wakeups(url)
+            assert everywhere < 1, (kind, everywhere)
 
 
 @case
