@@ -332,7 +332,7 @@ static void group_known(struct query *q) {
 static void dead_found(struct query *q) {
         struct om_buf na = OM_BUF_INIT, nt = OM_BUF_INIT;
         struct om_error e;
-        bool known = false;
+        bool known = false, listed, all;
 
         for (size_t n = 0; n < q->survey.n; n++)
                 for (size_t i = 0; i < q->survey.topics[n]->n_groups; i++)
@@ -350,9 +350,14 @@ static void dead_found(struct query *q) {
         nats_group_stream(q->stream, sizeof q->stream, q->job.bus, 'd', nt.data, na.data);
         om_buf_deinit(&nt);
         om_buf_deinit(&na);
-        /* A group that was deleted leaves its letters readable. */
-        if (!known && !memmem(q->survey.dead.p, q->survey.dead.len, q->stream, strlen(q->stream)))
+        listed = memmem(q->survey.dead.p, q->survey.dead.len, q->stream, strlen(q->stream)) != NULL;
+        all = nats_json_u64(q->survey.dead, "total") <= nats_json_u64(q->survey.dead, "limit");
+        /* A group that was deleted leaves its letters readable. One that never had any has no stream, and through a leaf node nobody says
+         * so. */
+        if (!known && !listed)
                 over(q, om_error_set(&e, OM_NOT_FOUND, "no group %s on topic %s", q->agent, q->topic), &e);
+        else if (!listed && all)
+                rows_done(q, false);
         else
                 group_known(q);
 }
