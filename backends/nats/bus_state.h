@@ -464,6 +464,7 @@ struct om_bus {
         char state_stream[STREAM_NAME_MAX], note_subject[64];
         struct nats_request hello;
         struct stream *shared; /* where all topics are; NULL: each has its own */
+        bool account_counts;   /* the account says how many consumers a stream may have */
         struct topic *topics, *dirty;
         struct stream *deads; /* of groups' dead letters, by name */
         struct source *sources;

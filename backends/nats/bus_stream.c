@@ -11,6 +11,8 @@
  */
 #include "bus_state.h"
 
+enum { CONSUMERS_MAX = 1000000 /* the topics' stream has more than the thousand that a server gives one that does not say */ };
+
 /* -- what is needed -------------------------------------------------------------------------------------------------- */
 
 bool nats_needed_ask(struct needed *n, struct stream_wait *w) {
@@ -96,10 +98,10 @@ void nats_put_stream_config(
         om_buf_lit(body, ",\"subjects\":[");
         om_buf_json_span(body, om_span_of(subject));
         om_buf_printf(body,
-                "],\"retention\":\"limits\",\"discard\":\"new\",\"storage\":\"%s\",\"num_replicas\":%lld,\"max_consumers\":-1,\"max_age\":%"
+                "],\"retention\":\"limits\",\"discard\":\"new\",\"storage\":\"%s\",\"num_replicas\":%lld,\"max_consumers\":%d,\"max_age\":%"
                 "lld,"
                 "\"allow_direct\":true,\"duplicate_window\":%lld000000,\"max_msgs\":%lld,\"max_bytes\":%lld,\"max_msg_size\":-1",
-                nats_storages[s->c.storage], (long long) s->c.replicas,
+                nats_storages[s->c.storage], (long long) s->c.replicas, kind == STREAM_SHARED && !b->account_counts ? CONSUMERS_MAX : -1,
                 kind == STREAM_KEYS ? (long long) s->idempotency_window_ms * 1000000 : 0LL,
                 log || s->dedupe_window_ms < 1000 ? (long long) s->dedupe_window_ms : 1000LL,
                 kind == STREAM_LOG && s->max_topic_tasks ? (long long) s->max_topic_tasks : -1LL,
@@ -199,6 +201,8 @@ static void failed(struct stream *s, int r) {
         over(s, r, &e);
 }
 
+static void create(struct stream *s);
+
 static void made(struct nats_request *r, const struct nats_reply *reply) {
         static const char *const what[] = { [STREAM_LOG] = "making the stream of a topic",
                 [STREAM_SHARED] = "making the topics' stream",
@@ -209,6 +213,11 @@ static void made(struct nats_request *r, const struct nats_reply *reply) {
         bool other = status < 0 && nats_error_code(reply->data) == NATS_ERR_STREAM_EXISTS;
 
         s->fresh = status == 0 && nats_json_true(reply->data, "did_create");
+        if (s->kind == STREAM_SHARED && !s->bus->account_counts && nats_error_code(reply->data) == NATS_ERR_CONSUMERS_LIMIT) {
+                s->bus->account_counts = true; /* a stream may not ask for more than its account has */
+                create(s);
+                return;
+        }
         if (other && s->kind == STREAM_SHARED) {
                 status = nats_call(s->bus->link, &s->make, inspected, s, OM_SPAN_NONE, "STREAM.INFO.%s", s->name);
                 if (status < 0)
@@ -219,15 +228,18 @@ static void made(struct nats_request *r, const struct nats_reply *reply) {
                 over(s, other ? 0 : status, &e);
 }
 
-void nats_stream_need(struct stream *s, struct stream_wait *w) {
+static void create(struct stream *s) {
         struct om_buf body = OM_BUF_INIT;
         int r;
 
-        if (!nats_needed_ask(&s->needed, w))
-                return;
         nats_put_stream_config(&body, s->bus, s->name, s->subject, s->topic, s->kind);
         r = nats_call(s->bus->link, &s->make, made, s, om_buf_span(&body), "STREAM.CREATE.%s", s->name);
         om_buf_deinit(&body);
         if (r < 0)
                 failed(s, r);
+}
+
+void nats_stream_need(struct stream *s, struct stream_wait *w) {
+        if (nats_needed_ask(&s->needed, w))
+                create(s);
 }

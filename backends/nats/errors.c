@@ -34,7 +34,7 @@ static const struct meaning meanings[] = {
         { 10008, OM_UNAVAILABLE, "JetStream is not available: the cluster has no leader now" },
         { 10009, OM_UNAVAILABLE, "this server does not lead; ask again" },
         { 10023, OM_LIMIT, "the server's JetStream resources are used up: raise max_file_store or max_memory_store" },
-        { 10026, OM_LIMIT, "the account has as many consumers as it may: raise max_consumers of the account" },
+        { NATS_ERR_CONSUMERS_LIMIT, OM_LIMIT, "the stream or its account has as many consumers as it may: raise max_consumers of either" },
         { 10027, OM_LIMIT, "the account has as many streams as it may: raise max_streams of the account" },
         { 10028, OM_LIMIT, "the server's memory for JetStream is used up: raise max_memory_store" },
         { 10047, OM_LIMIT, "the server's storage quota for JetStream is used up: raise max_file_store, or purge streams" },

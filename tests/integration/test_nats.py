@@ -426,6 +426,20 @@ def a_shared_stream_has_limits_for_each_topic_and_ids_of_raw_messages():
 
 
 @case
+def an_account_of_few_streams_has_many_topics_in_one():
+    with server("user") as url:
+        url = url.replace("omni:secret", "small:secret")
+        with bus(url, "&stream=all") as daemon, contextlib.closing(daemon.connect()) as client:
+            for n in range(20):
+                client.publish(f"topic {n}", n)
+            for n in range(16):
+                client.register(f"topic {n}", "agent")
+            assert sorted(client.next_task()["payload"]["content"] for _ in range(16)) == list(range(16))
+            assert refused(lambda: client.register("topic 16", "agent"), "limit", "max_consumers")
+            daemon.stop()
+
+
+@case
 def another_programs_consumer_of_a_shared_stream_holds_what_it_has_not_finished():
     with server("shared") as url, bus(url) as daemon, contextlib.closing(daemon.connect()) as client:
         client.register("orders.new", "agent")
