@@ -13,6 +13,9 @@
  * message terminated: a repeat finds it there. Replaying is the same the other way round. B8  messages of a consumer come in stream order;
  * what is returned comes first.
  *
+ * With stream=NAME all topics are in one stream, and "a topic's stream" is its part of that: the messages with its subject, and the
+ * consumers that take them. bus_topic.c knows which it is; bus_record.c has what a stream of its own would say by being there.
+ *
  * Leases. The server redelivers what was not answered for within AckWait. That is short, a few seconds, so that what was on its way to a
  * daemon that died or a connection that broke is not out for long. What a daemon has got it keeps by a delayed Nak: in JetStream this
  * leaves the message pending, to be acknowledged as before, and moves its redelivery to after the delay, here reclaim_idle_ms. So a daemon
