@@ -13,6 +13,9 @@
  * message terminated: a repeat finds it there. Replaying is the same the other way round. B8  messages of a consumer come in stream order;
  * what is returned comes first.
  *
+ * With stream=NAME all topics are in one stream, and "a topic's stream" is its part of that: the messages with its subject, and the
+ * consumers that take them. bus_topic.c knows which it is; bus_record.c has what a stream of its own would say by being there.
+ *
  * Leases. The server redelivers what was not answered for within AckWait. That is short, a few seconds, so that what was on its way to a
  * daemon that died or a connection that broke is not out for long. What a daemon has got it keeps by a delayed Nak: in JetStream this
  * leaves the message pending, to be acknowledged as before, and moves its redelivery to after the delay, here reclaim_idle_ms. So a daemon
@@ -47,6 +50,13 @@ void nats_group_stream(char *out, size_t size, const struct om_bus *b, char what
         snprintf(out, size, "%s-%c-%s+%s", b->settings.c.prefix, what, nt, na);
 }
 
+void nats_tell(struct om_bus *b, const char *note) {
+        natsMsg *msg = NULL;
+
+        if (natsMsg_Create(&msg, b->note_subject, NULL, note, (int) strlen(note)) == NATS_OK)
+                nats_send(b->link, msg);
+}
+
 /* -- up and down --------------------------------------------------------------------------------------------------- */
 
 static void is_ready(struct om_bus *b) {
@@ -55,6 +65,15 @@ static void is_ready(struct om_bus *b) {
         nats_leases_return(b);
         nats_subs_up(b);
         b->events->state(b->core, OM_BUS_READY, NULL);
+}
+
+static void shared_there(struct stream_wait *w, int status, const struct om_error *e) {
+        struct om_bus *b = CONTAINER(w, struct om_bus, shared_wait);
+
+        if (status == 0)
+                is_ready(b);
+        else
+                nats_link_fail(b->link, e);
 }
 
 static void state_made(struct nats_request *r, const struct nats_reply *reply) {
@@ -69,7 +88,10 @@ static void state_made(struct nats_request *r, const struct nats_reply *reply) {
         b->remote = b->clustered || b->has_domain;
         if (b->remote)
                 nats_link_clustered(b->link);
-        is_ready(b);
+        if (b->shared)
+                nats_stream_need(b->shared, &b->shared_wait);
+        else
+                is_ready(b);
 }
 
 static void greeted(struct nats_request *r, const struct nats_reply *reply) {
@@ -120,10 +142,15 @@ static void on_down(void *ctx, const struct om_error *e) {
 static const char *const formats[] = { "task", "raw", NULL };
 static const struct om_option options[] = {
         NATS_OPTIONS(struct bus_settings),
+        { "stream", OM_OPTION_STRING, offsetof(struct bus_settings, stream), "", NULL, 0, 0,
+                "Name of one stream for all topics, for accounts that allow few; without it, each topic has its own. All daemons with this "
+                "prefix must say the same." },
         { "retention_ms", OM_OPTION_MS, offsetof(struct bus_settings, retention_ms), "0", NULL, 0, 0,
                 "How long finished tasks are kept for replay, at least; 0 drops them." },
         { "max_topic_bytes", OM_OPTION_BYTES, offsetof(struct bus_settings, max_topic_bytes), "0", NULL, 0, 0,
-                "Bytes that one topic may hold; above it a publish is refused. 0: no limit. For topics that are made from now on." },
+                "Bytes that one topic may hold, or with stream=, all of them; above it a publish is refused. 0: no limit. For streams that "
+                "are made "
+                "from now on." },
         { "max_topic_tasks", OM_OPTION_INT, offsetof(struct bus_settings, max_topic_tasks), "0", NULL, 0, 0,
                 "Tasks that one topic may hold; likewise." },
         { "dedupe_window_ms", OM_OPTION_MS, offsetof(struct bus_settings, dedupe_window_ms), "4m", NULL, 100, 7 * 86400000LL,
@@ -150,6 +177,21 @@ static int keep_prefix(struct om_bus *b) {
         return b->texts ? 0 : -ENOMEM;
 }
 
+static int share_stream(struct om_bus *b, struct om_error *e) {
+        const char *name = b->settings.stream;
+        char subject[64];
+
+        if (!*name)
+                return 0;
+        if (!nats_settings_word(name, "-_", SHARED_STREAM_MAX))
+                return om_error_set(e, OM_INVALID, "NATS: stream=%.100s: letters, digits, \"-\" and \"_\" are expected, at most %d", name,
+                        SHARED_STREAM_MAX);
+        snprintf(subject, sizeof subject, "%s.t.>", b->settings.c.prefix);
+        b->shared = nats_stream_new(b, STREAM_SHARED, name, subject, NULL);
+        b->shared_wait.fn = shared_there;
+        return b->shared ? 0 : om_error_set_errno(e, ENOMEM, "NATS");
+}
+
 static void bus_free(struct om_bus *b) {
         if (b->sweep_timer)
                 event_free(b->sweep_timer);
@@ -160,6 +202,7 @@ static void bus_free(struct om_bus *b) {
         if (b->retry_timer)
                 event_free(b->retry_timer);
         nats_leases_close(b);
+        nats_stream_free(b->shared);
         free(b->texts);
         free(b);
 }
@@ -187,6 +230,8 @@ static int bus_open(
                 r = om_error_set(e, OM_INVALID, "NATS: nothing is expected behind the hosts, but the URL says %.100s", url->path);
         if (!r)
                 r = nats_settings_apply(&b->settings.c, url, &opts, e);
+        if (!r && (r = share_stream(b, e)) < 0)
+                natsOptions_Destroy(opts);
         b->has_domain = !r && *b->settings.c.domain;
         if (!r && keep_prefix(b) < 0) {
                 natsOptions_Destroy(opts);
@@ -266,7 +311,7 @@ OM_MODULE const struct om_bus_ops om_nats_bus_ops = {
         .abi = OM_BACKEND_ABI,
         .name = "nats",
         .schemes = schemes,
-        .doc = "NATS JetStream: a stream a topic, a durable pull consumer a group; clusters, domains.",
+        .doc = "NATS JetStream: a stream a topic, or one for all, a durable pull consumer a group; clusters, domains.",
         .capabilities = OM_BUS_PATTERNS | OM_BUS_DEDUPE | OM_BUS_EXACTLY_ONCE | OM_BUS_REPLAY,
         .options = options,
         .lease_ms = 1500,

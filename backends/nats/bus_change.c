@@ -31,7 +31,8 @@ struct change {
         struct om_arena arena;
         enum om_bus_change_type type;
         char topic[OM_TOPIC_MAX + 1], agent[OM_NAME_MAX + 1], nt[NATS_NAME_MAX + 1], na[NATS_NAME_MAX + 1];
-        char stream[STREAM_NAME_MAX], dead[STREAM_NAME_MAX], again[STREAM_NAME_MAX];
+        struct topic *t;
+        char dead[STREAM_NAME_MAX], again[STREAM_NAME_MAX];
         bool delete_dead;
         enum om_start start;
         int64_t start_ms;
@@ -39,6 +40,10 @@ struct change {
         size_t n_ids, at;
         struct step *steps;
         struct nats_request req;
+        struct roll roll;
+        struct floor lowest;
+        struct purge purge;
+        struct start_find find;
         void (*then)(struct change *c, const struct nats_reply *last); /* after the last step */
         void (*stepped)(struct change *c, const struct nats_reply *reply);
         struct fetch fetch;
@@ -157,18 +162,40 @@ static const struct found_group *group_of(struct change *c) {
         return NULL;
 }
 
+/* A group's consumer on a topic, and what is noted of its deliveries. */
+static void add_consumer(struct change *c, const struct found_topic *t, const struct found_group *g) {
+        char of[STREAM_NAME_MAX + CONSUMER_NAME_MAX + 2];
+
+        snprintf(of, sizeof of, "%s.%s", t->stream, g->consumer);
+        add(c, "", "CONSUMER.DELETE.%s", of);
+        add_records(c, of);
+}
+
 /* What waited for the group alone goes with it. */
-static void group_deleted(struct change *c, const struct nats_reply *last) {
-        size_t n = 0;
-        uint64_t floor = nats_lowest_floor(last->data, &n);
-        char body[48];
+static void group_deleted(struct purge *p) { over(p->ctx, 0, NULL); }
+
+static void other_group_came(struct roll *r, struct om_span info) {
+        struct change *c = r->ctx;
+
+        if (nats_consumer_takes(info, c->t->subject))
+                nats_floor_add(&c->lowest, info);
+}
+
+static void other_groups_came(struct roll *r, int status, const struct om_error *e) {
+        struct change *c = r->ctx;
 
         revoke(c);
-        snprintf(body, sizeof body, "{\"seq\":%llu}", (unsigned long long) (n ? floor : c->survey.topics[0]->last) + 1);
-        c->stepped = NULL;
-        if (!n || floor)
-                add(c, body, "STREAM.PURGE.%s", c->stream);
-        run(c, done);
+        if (status < 0 && status != -ENOENT)
+                over(c, status, e);
+        else if (c->lowest.n && !c->lowest.seq)
+                over(c, 0, NULL);
+        else
+                nats_purge_start(&c->purge, c->t, c->lowest.n ? c->lowest.seq : c->survey.topics[0]->last, group_deleted, c);
+}
+
+static void consumer_deleted(struct change *c, const struct nats_reply *last) {
+        c->roll = (struct roll){ .each = other_group_came, .done = other_groups_came, .ctx = c };
+        nats_roll_start(&c->roll, c->job.bus, c->t->log->name, NULL);
 }
 
 /* A pattern's group: a consumer on each log. What was kept for it alone is swept away. */
@@ -184,11 +211,10 @@ static void pattern_deleted(struct change *c, const struct nats_reply *last) {
 }
 
 static void delete_pattern(struct change *c) {
-        char consumer[CONSUMER_NAME_MAX], of[STREAM_NAME_MAX + CONSUMER_NAME_MAX + 2], body[SUBJECT_MAX];
+        char body[SUBJECT_MAX];
         bool any = false;
         struct om_error e;
 
-        nats_pattern_consumer(consumer, sizeof consumer, c->nt, c->na);
         snprintf(body, sizeof body, "{\"filter\":\"%s.s.pat.%s.%s\"}", c->job.bus->settings.c.prefix, c->nt, c->na);
         add(c, body, "STREAM.PURGE.%s", c->job.bus->state_stream);
         for (size_t n = 0; n < c->survey.n; n++) {
@@ -199,9 +225,7 @@ static void delete_pattern(struct change *c) {
                                 continue;
                         any = true;
                         c->n_done += t->groups[i].pending + t->groups[i].unacked;
-                        add(c, "", "CONSUMER.DELETE.%s.%s", t->stream, consumer);
-                        snprintf(of, sizeof of, "%s.%s", t->stream, consumer);
-                        add_records(c, of);
+                        add_consumer(c, t, &t->groups[i]);
                 }
         }
         add(c, "", "STREAM.DELETE.%s", c->again);
@@ -215,7 +239,7 @@ static void delete_pattern(struct change *c) {
 
 static void delete_group(struct change *c) {
         const struct found_group *g = group_of(c);
-        char of[STREAM_NAME_MAX + NATS_NAME_MAX + 2];
+        char of[STREAM_NAME_MAX + CONSUMER_NAME_MAX + 2];
         struct om_error e;
 
         if (!c->survey.n || (!g && !c->delete_dead)) {
@@ -223,25 +247,19 @@ static void delete_group(struct change *c) {
                 return;
         }
         c->n_done = g ? g->pending + g->unacked : 0;
-        add(c, "", "CONSUMER.DELETE.%s.%s", c->stream, c->na);
+        if (g)
+                add_consumer(c, c->survey.topics[0], g);
         add(c, "", "STREAM.DELETE.%s", c->again);
         if (c->delete_dead)
                 add(c, "", "STREAM.DELETE.%s", c->dead);
-        snprintf(of, sizeof of, "%s.%s", c->stream, c->na);
-        add_records(c, of);
         snprintf(of, sizeof of, "%s.again", c->again);
         add_records(c, of);
-        add(c, "", "CONSUMER.LIST.%s", c->stream);
-        run(c, group_deleted);
+        run(c, consumer_deleted);
 }
 
 static void topic_deleted(struct change *c, const struct nats_reply *last) {
-        struct topic *t = nats_topic_get(c->job.bus, om_span_of(c->topic));
-
-        if (t && t->state == TOPIC_THERE)
-                t->state = TOPIC_UNKNOWN;
-        if (t)
-                t->floor = 0;
+        nats_topic_gone(c->t);
+        c->t->floor = 0;
         revoke(c);
         done(c, last);
 }
@@ -260,20 +278,45 @@ static void add_streams(struct change *c, struct om_span list) {
         }
 }
 
+/* What a daemon stores that has not heard of it yet goes too; what it stores after that it makes the topic again for (bus_publish.c). */
+static void record_deleted(struct change *c, const struct nats_reply *last) {
+        struct om_buf body = OM_BUF_INIT;
+
+        nats_tell(c->job.bus, "forget");
+        om_buf_lit(&body, "{\"filter\":");
+        om_buf_json_span(&body, om_span_of(c->t->subject));
+        om_buf_putc(&body, '}');
+        om_buf_putc(&body, 0);
+        if (om_buf_ok(&body))
+                add(c, body.data, "STREAM.PURGE.%s", c->t->log->name);
+        om_buf_deinit(&body);
+        run(c, topic_deleted);
+}
+
 static void delete_topic(struct change *c) {
+        const struct found_topic *t = c->survey.n ? c->survey.topics[0] : NULL;
+        char body[SUBJECT_MAX];
         struct om_error e;
 
-        if (!c->survey.n) {
+        if (!t) {
                 over(c, om_error_set(&e, OM_NOT_FOUND, "no topic %s", c->topic), &e);
                 return;
         }
-        c->n_done = c->survey.topics[0]->messages;
-        add(c, "", "STREAM.DELETE.%s", c->stream);
+        c->n_done = t->messages;
         add_streams(c, c->survey.again);
         if (c->delete_dead)
                 add_streams(c, c->survey.dead);
-        add_records(c, c->stream);
-        run(c, topic_deleted);
+        if (!nats_topic_filter(c->t)) {
+                add(c, "", "STREAM.DELETE.%s", t->stream);
+                add_records(c, t->stream);
+                run(c, topic_deleted);
+                return;
+        }
+        for (size_t i = 0; i < t->n_groups; i++)
+                add_consumer(c, t, &t->groups[i]);
+        snprintf(body, sizeof body, "{\"filter\":\"%s.s.top.%s\"}", c->job.bus->settings.c.prefix, c->nt);
+        add(c, body, "STREAM.PURGE.%s", c->job.bus->state_stream);
+        run(c, record_deleted);
 }
 
 /* -- seeking --------------------------------------------------------------------------------------------------------- */
@@ -286,48 +329,36 @@ static void sought(struct change *c, const struct nats_reply *last) {
         done(c, last);
 }
 
-static void seek_to(struct change *c, uint64_t seq) {
+static void start_found(struct start_find *f, int status, const struct om_error *e) {
+        struct change *c = f->ctx;
+        const struct found_group *g = group_of(c);
         struct om_buf body = OM_BUF_INIT;
-        char of[STREAM_NAME_MAX + NATS_NAME_MAX + 2];
 
-        nats_put_consumer_config(&body, c->job.bus, c->stream, c->na, c->agent, NULL, seq, 180000);
+        if (status < 0) {
+                over(c, status, e);
+                return;
+        }
+        nats_put_group_config(&body, c->t, g->consumer, c->agent, NULL, f->start, 180000);
         om_buf_putc(&body, 0);
-        add(c, "", "CONSUMER.DELETE.%s.%s", c->stream, c->na);
+        add_consumer(c, c->survey.topics[0], g);
         if (om_buf_ok(&body))
-                add(c, body.data, "CONSUMER.CREATE.%s.%s", c->stream, c->na);
+                add(c, body.data, "CONSUMER.CREATE.%s.%s", c->t->log->name, g->consumer);
         om_buf_deinit(&body);
-        snprintf(of, sizeof of, "%s.%s", c->stream, c->na);
-        add_records(c, of);
         run(c, sought);
 }
 
-static void time_found(struct change *c, const struct nats_reply *last) {
-        uint64_t seq = nats_json_u64(last->data, "message.seq");
-
-        seek_to(c, seq ? seq : c->survey.topics[0]->last + 1);
-}
-
 static void seek(struct change *c) {
-        const struct found_topic *t = c->survey.n ? c->survey.topics[0] : NULL;
         struct om_error e;
-        char body[100], when[40];
 
-        if (om_topic_is_pattern(om_span_of(c->topic))) {
+        if (om_topic_is_pattern(om_span_of(c->topic)))
                 over(c, om_error_set(&e, OM_UNSUPPORTED, "the group of a pattern cannot be sent back"), &e);
-                return;
-        }
-        if (!group_of(c)) {
+        else if (!group_of(c))
                 over(c, om_error_set(&e, OM_NOT_FOUND, "no group %s on topic %s", c->agent, c->topic), &e);
-                return;
+        else {
+                c->find.done = start_found;
+                c->find.ctx = c;
+                nats_start_find(&c->find, c->t, c->survey.topics[0], c->start == OM_START_DEFAULT ? OM_START_FIRST : c->start, c->start_ms);
         }
-        if (c->start != OM_START_TIME) {
-                seek_to(c, c->start == OM_START_NEW ? t->last + 1 : t->first);
-                return;
-        }
-        nats_put_time(when, sizeof when, c->start_ms);
-        snprintf(body, sizeof body, "{\"start_time\":\"%s\",\"next_by_subj\":\">\"}", when);
-        add(c, body, "STREAM.MSG.GET.%s", c->stream);
-        run(c, time_found);
 }
 
 /* -- purging --------------------------------------------------------------------------------------------------------- */
@@ -483,13 +514,11 @@ static void replay_batch(struct change *c) {
 
 static void replays_made(struct change *c, const struct nats_reply *last) {
         struct om_bus *b = c->job.bus;
-        natsMsg *msg = NULL;
 
         for (struct om_bus_sub *s = b->subs; s; s = s->next)
                 if (strcmp(s->topic->name, c->topic) == 0 && strcmp(s->agent, c->agent) == 0)
                         nats_sub_find_again(s);
-        if (natsMsg_Create(&msg, b->note_subject, NULL, c->again, (int) strlen(c->again)) == NATS_OK)
-                nats_send(b->link, msg);
+        nats_tell(b, c->again);
         c->last = UINT64_MAX;
         replay_batch(c);
 }
@@ -510,7 +539,7 @@ static void replay(struct change *c) {
         if (om_buf_ok(&body))
                 add(c, body.data, "STREAM.CREATE.%s", c->again);
         om_buf_clear(&body);
-        nats_put_consumer_config(&body, b, c->again, "again", c->agent, NULL, 1, 180000);
+        nats_put_again_config(&body, b, c->again, c->agent);
         om_buf_putc(&body, 0);
         if (om_buf_ok(&body))
                 add(c, body.data, "CONSUMER.CREATE.%s.again", c->again);
@@ -556,7 +585,7 @@ static bool names_of(struct change *c, struct om_bus *b) {
         if (t && om_buf_ok(&na)) {
                 snprintf(c->nt, sizeof c->nt, "%s", t->nt);
                 snprintf(c->na, sizeof c->na, "%.*s", (int) na.len, na.data ? na.data : "");
-                snprintf(c->stream, sizeof c->stream, "%s", t->stream);
+                c->t = t;
                 nats_group_stream(c->dead, sizeof c->dead, b, 'd', c->nt, c->na);
                 nats_group_stream(c->again, sizeof c->again, b, 'a', c->nt, c->na);
         }

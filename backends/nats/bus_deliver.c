@@ -59,8 +59,8 @@ static void put_foreign_headers(struct om_buf *b, natsMsg *msg) {
 }
 
 /* Another program's message: JSON is the content, and what is no JSON is a string. Its id is its own, or follows from its place. */
-static struct om_span made_record(
-        natsMsg *msg, struct om_span data, const char *topic, const char *stream, uint64_t seq, int64_t time_ns, struct om_arena *arena) {
+static struct om_span made_record(natsMsg *msg, struct om_span data, const struct topic *t, const char *stream, uint64_t seq,
+        int64_t time_ns, struct om_arena *arena) {
         const char *id = NULL;
         struct om_buf b = OM_BUF_INIT;
         struct om_span copy = OM_SPAN_NONE;
@@ -68,11 +68,11 @@ static struct om_span made_record(
         om_buf_lit(&b, "{\"id\":");
         if ((natsMsgHeader_Get(msg, "Nats-Msg-Id", &id) == NATS_OK || natsMsgHeader_Get(msg, "ce-id", &id) == NATS_OK) && id && *id &&
                 strlen(id) <= OM_NAME_MAX)
-                om_buf_json_span(&b, om_span_of(id));
+                om_buf_json_span(&b, om_span_of(t ? nats_bare_id(t, id) : id));
         else
                 om_buf_printf(&b, "\"%.170s:%llu\"", stream, (unsigned long long) seq);
         om_buf_lit(&b, ",\"topic\":");
-        om_buf_json_span(&b, om_span_of(topic ? topic : stream));
+        om_buf_json_span(&b, om_span_of(t ? t->name : stream));
         om_buf_lit(&b, ",\"payload\":{\"content\":");
         if (data.len && om_json_check(data, 60, NULL) == 0)
                 om_buf_put_span(&b, data);
@@ -90,15 +90,15 @@ static struct om_span made_record(
         return copy;
 }
 
-struct om_span nats_message_record(natsMsg *msg, const char *topic, const char *stream, uint64_t seq, struct om_arena *arena) {
+struct om_span nats_message_record(natsMsg *msg, const struct topic *t, const char *stream, uint64_t seq, struct om_arena *arena) {
         struct om_span data = { natsMsg_GetData(msg), (size_t) natsMsg_GetDataLength(msg) };
         struct nats_ack ack = { .time_ns = 0 };
 
-        if (is_record(data, topic))
+        if (is_record(data, t ? t->name : NULL))
                 return data;
         if (natsMsg_GetReply(msg))
                 nats_ack_parse(om_span_of(natsMsg_GetReply(msg)), &ack);
-        return made_record(msg, data, topic, stream, seq, ack.time_ns, arena);
+        return made_record(msg, data, t, stream, seq, ack.time_ns, arena);
 }
 
 /* -- deliveries ------------------------------------------------------------------------------------------------------ */
@@ -255,7 +255,7 @@ void nats_message_came(void *ctx, natsMsg *msg) {
         if (s->sub) {
                 d->topic = s->topic ? s->topic : s->sub->topic;
                 d->delivery.sub = s->sub;
-                d->delivery.record = nats_message_record(msg, s->topic ? d->topic->name : NULL, d->stream, d->seq, &d->arena);
+                d->delivery.record = nats_message_record(msg, s->topic ? d->topic : NULL, d->stream, d->seq, &d->arena);
                 wanted &= d->delivery.record.p != NULL;
         }
         if (wanted) {

@@ -186,11 +186,13 @@ void nats_on_beat(evutil_socket_t fd, short what, void *ctx) {
 
 struct subscribe {
         struct job job; /* first */
-        struct topic_wait wait;
+        struct stream_wait wait;
         struct om_bus_sub *sub;
         enum om_start start;
         int64_t start_ms;
-        uint64_t start_seq;
+        char consumer[CONSUMER_NAME_MAX];
+        struct survey survey;
+        struct start_find find;
         bool created;
         struct nats_request req;
 };
@@ -216,6 +218,7 @@ static void subscribe_free(struct om_job *j) {
 
         if (m->sub) /* cancelled or failed; a pattern's may have some already */
                 leave_all(m->sub);
+        nats_survey_free(&m->survey);
         free(m->sub);
         free(m);
 }
@@ -232,8 +235,11 @@ static void call_failed(struct subscribe *m, int r) {
         subscribe_failed(m, r, &e);
 }
 
-int nats_sub_attach(struct om_bus_sub *s, struct topic *t, const char *consumer) {
-        struct source *source = nats_source_get(s->bus, t->stream, consumer);
+int nats_sub_attach(struct om_bus_sub *s, struct topic *t) {
+        char consumer[CONSUMER_NAME_MAX];
+        struct source *source = nats_consumer_name(consumer, sizeof consumer, t, s->pattern ? s->topic->name : NULL, s->agent)
+                ? nats_source_get(s->bus, t->log->name, consumer)
+                : NULL;
 
         if (!source)
                 return -ENOMEM;
@@ -256,7 +262,7 @@ static void serve(struct subscribe *m, struct om_span info) {
                 om_job_over(&m->job.base, -ECANCELED, NULL);
                 return;
         }
-        if (info.p && nats_sub_attach(s, s->topic, s->na) < 0) {
+        if (info.p && nats_sub_attach(s, s->topic) < 0) {
                 call_failed(m, -ENOMEM);
                 return;
         }
@@ -271,12 +277,16 @@ static void serve(struct subscribe *m, struct om_span info) {
         om_job_over(&m->job.base, 0, NULL);
 }
 
+static void look_for_group(struct subscribe *m);
+
 static void created(struct nats_request *r, const struct nats_reply *reply) {
         struct subscribe *m = r->ctx;
         struct om_error e = OM_ERROR_INIT;
         int status = nats_error(reply, "making a group's consumer", &e);
 
-        if (status < 0)
+        if (status < 0 && nats_error_code(reply->data) == NATS_ERR_CONSUMER_EXISTS)
+                look_for_group(m); /* another daemon was faster: the group starts where that says */
+        else if (status < 0)
                 subscribe_failed(m, status, &e);
         else {
                 m->created = true;
@@ -284,20 +294,26 @@ static void created(struct nats_request *r, const struct nats_reply *reply) {
         }
 }
 
-void nats_put_consumer_config(struct om_buf *body, const struct om_bus *b, const char *stream, const char *consumer, const char *agent,
-        const char *pattern, uint64_t start, int64_t lease_ms) {
+/* Behind the request's first brace. */
+static void put_consumer_config(struct om_buf *body, const struct om_bus *b, const char *stream, const char *filter, const char *consumer,
+        const char *agent, const char *pattern, struct start start, int64_t lease_ms) {
         int64_t wait_ms = lease_ms < b->settings.ack_wait_ms ? lease_ms : b->settings.ack_wait_ms;
 
-        om_buf_lit(body, "{\"stream_name\":");
+        om_buf_lit(body, "\"stream_name\":");
         om_buf_json_span(body, om_span_of(stream));
         om_buf_lit(body, ",\"config\":{\"durable_name\":");
         om_buf_json_span(body, om_span_of(consumer));
+        if (filter) {
+                om_buf_lit(body, ",\"filter_subject\":");
+                om_buf_json_span(body, om_span_of(filter));
+        }
         om_buf_printf(body,
                 ",\"deliver_policy\":\"by_start_sequence\",\"opt_start_seq\":%llu,\"ack_policy\":\"explicit\",\"ack_wait\":%lld000000,"
                 "\"max_deliver\":-1,\"max_ack_pending\":-1,\"max_waiting\":2048,\"replay_policy\":\"instant\",\"num_replicas\":0,"
                 "\"metadata\":{"
                 "\"omni_start\":\"%llu\",\"omni_agent\":",
-                (unsigned long long) (start ? start : 1), (long long) (wait_ms < 2000 ? 2000 : wait_ms), (unsigned long long) start);
+                (unsigned long long) (start.seq ? start.seq : 1), (long long) (wait_ms < 2000 ? 2000 : wait_ms),
+                (unsigned long long) start.number);
         om_buf_json_span(body, om_span_of(agent));
         if (pattern) {
                 om_buf_lit(body, ",\"omni_pattern\":");
@@ -306,91 +322,69 @@ void nats_put_consumer_config(struct om_buf *body, const struct om_bus *b, const
         om_buf_lit(body, "}}}");
 }
 
-static void create(struct subscribe *m, uint64_t start) {
+void nats_put_group_config(struct om_buf *body, const struct topic *t, const char *consumer, const char *agent, const char *pattern,
+        struct start start, int64_t lease_ms) {
+        om_buf_lit(body, "{\"action\":\"create\",");
+        put_consumer_config(body, t->bus, t->log->name, nats_topic_filter(t), consumer, agent, pattern, start, lease_ms);
+}
+
+void nats_put_again_config(struct om_buf *body, const struct om_bus *b, const char *stream, const char *agent) {
+        om_buf_putc(body, '{');
+        put_consumer_config(body, b, stream, NULL, "again", agent, NULL, (struct start){ 1, 1 }, 180000);
+}
+
+static void start_found(struct start_find *f, int status, const struct om_error *e) {
+        struct subscribe *m = f->ctx;
         struct om_bus_sub *s = m->sub;
         struct om_buf body = OM_BUF_INIT;
         int r;
 
-        nats_put_consumer_config(&body, s->bus, s->topic->stream, s->na, s->agent, NULL, start, s->lease_ms);
-        r = nats_call(s->bus->link, &m->req, created, m, om_buf_span(&body), "CONSUMER.CREATE.%s.%s", s->topic->stream, s->na);
+        if (status < 0) {
+                subscribe_failed(m, status, e);
+                return;
+        }
+        nats_put_group_config(&body, s->topic, m->consumer, s->agent, NULL, f->start, s->lease_ms);
+        r = nats_call(s->bus->link, &m->req, created, m, om_buf_span(&body), "CONSUMER.CREATE.%s.%s", s->topic->log->name, m->consumer);
         om_buf_deinit(&body);
         if (r < 0)
                 call_failed(m, r);
 }
 
-bool nats_start_of(enum om_start start, struct om_span info, uint64_t *ret_seq) {
-        uint64_t first = nats_json_u64(info, "state.first_seq"), last = nats_json_u64(info, "state.last_seq");
-        bool none = nats_json_u64(info, "state.consumer_count") == 0;
+static void surveyed(struct survey *s) {
+        struct subscribe *m = s->ctx;
+        struct om_error e;
 
-        *ret_seq = last + 1;
-        if (start == OM_START_FIRST || (start == OM_START_DEFAULT && none))
-                *ret_seq = first ? first : 1;
-        return start != OM_START_TIME;
-}
-
-void nats_put_time(char *out, size_t size, int64_t ms) {
-        time_t seconds = ms / 1000;
-        struct tm tm;
-
-        gmtime_r(&seconds, &tm);
-        snprintf(out, size, "%04d-%02d-%02dT%02d:%02d:%02d.%03dZ", tm.tm_year + 1900, tm.tm_mon + 1, tm.tm_mday, tm.tm_hour, tm.tm_min,
-                tm.tm_sec, (int) (ms % 1000));
-}
-
-int nats_call_from_time(struct om_bus *b, struct nats_request *r, nats_reply_fn *fn, void *ctx, const char *stream, int64_t ms) {
-        char body[100], when[40];
-
-        nats_put_time(when, sizeof when, ms);
-        snprintf(body, sizeof body, "{\"start_time\":\"%s\",\"next_by_subj\":\">\"}", when);
-        return nats_call(b->link, r, fn, ctx, om_span_of(body), "STREAM.MSG.GET.%s", stream);
-}
-
-static void timed(struct nats_request *r, const struct nats_reply *reply) {
-        struct subscribe *m = r->ctx;
-        struct om_error e = OM_ERROR_INIT;
-        uint64_t seq = nats_json_u64(reply->data, "message.seq");
-
-        if (reply->status == 0 && nats_json_u64(reply->data, "error.code") == 404)
-                create(m, m->start_seq);
-        else if (nats_error(reply, "looking for the time to start at", &e) < 0)
-                subscribe_failed(m, om_kind_errno(e.kind), &e);
-        else
-                create(m, seq);
-}
-
-static void with_info(struct nats_request *r, const struct nats_reply *reply) {
-        struct subscribe *m = r->ctx;
-        struct om_bus_sub *s = m->sub;
-        struct om_error e = OM_ERROR_INIT;
-        int status = nats_error(reply, "reading a topic's stream", &e);
-
-        if (status < 0) {
-                subscribe_failed(m, status, &e);
-                return;
+        if (s->status < 0)
+                subscribe_failed(m, s->status, &s->error);
+        else if (!s->n)
+                subscribe_failed(m, om_error_set(&e, OM_UNAVAILABLE, "NATS: the topic is being deleted"), &e);
+        else {
+                m->find.done = start_found;
+                m->find.ctx = m;
+                nats_start_find(&m->find, m->sub->topic, s->topics[0], m->start, m->start_ms);
         }
-        if (nats_start_of(m->start, reply->data, &m->start_seq)) {
-                create(m, m->start_seq);
-                return;
-        }
-        status = nats_call_from_time(s->bus, &m->req, timed, m, s->topic->stream, m->start_ms);
-        if (status < 0)
-                call_failed(m, status);
 }
 
 static void exists(struct nats_request *r, const struct nats_reply *reply) {
         struct subscribe *m = r->ctx;
         struct om_error e = OM_ERROR_INIT;
-        int status = 0;
+        int status;
 
-        if (reply->status == 0 && nats_json_u64(reply->data, "error.code") == 404)
-                status = nats_call(m->job.bus->link, &m->req, with_info, m, OM_SPAN_NONE, "STREAM.INFO.%s", m->sub->topic->stream);
-        else if ((status = nats_error(reply, "reading a group's consumer", &e)) < 0) {
+        if (reply->status == 0 && nats_json_u64(reply->data, "error.code") == 404) {
+                nats_survey_free(&m->survey); /* of a time before, when the group was made and deleted meanwhile */
+                m->survey = (struct survey){ .plain = true };
+                nats_survey_start(&m->survey, m->job.bus, om_span_of(m->sub->topic->name), surveyed, m);
+        } else if ((status = nats_error(reply, "reading a group's consumer", &e)) < 0)
                 subscribe_failed(m, status, &e);
-                return;
-        } else
+        else
                 serve(m, reply->data);
-        if (status < 0)
-                call_failed(m, status);
+}
+
+static void look_for_group(struct subscribe *m) {
+        int r = nats_call(m->job.bus->link, &m->req, exists, m, OM_SPAN_NONE, "CONSUMER.INFO.%s.%s", m->sub->topic->log->name, m->consumer);
+
+        if (r < 0)
+                call_failed(m, r);
 }
 
 static void pattern_is_there(void *ctx, int status, const struct om_error *e, bool created) {
@@ -403,16 +397,15 @@ static void pattern_is_there(void *ctx, int status, const struct om_error *e, bo
                 serve(m, OM_SPAN_NONE);
 }
 
-static void topic_is_there(struct topic_wait *w, int status, const struct om_error *e) {
+static void topic_is_there(struct stream_wait *w, int status, const struct om_error *e) {
         struct subscribe *m = CONTAINER(w, struct subscribe, wait);
 
-        if (status == 0) {
-                status = nats_call(
-                        m->job.bus->link, &m->req, exists, m, OM_SPAN_NONE, "CONSUMER.INFO.%s.%s", m->sub->topic->stream, m->sub->na);
-                if (status < 0)
-                        call_failed(m, status);
-        } else
+        if (status < 0)
                 subscribe_failed(m, status, e);
+        else if (nats_consumer_name(m->consumer, sizeof m->consumer, m->sub->topic, NULL, m->sub->agent))
+                look_for_group(m);
+        else
+                call_failed(m, -ENOMEM);
 }
 
 int nats_bus_subscribe(struct om_bus *b, struct om_bus_subscribe *op, struct om_error *e) {
@@ -483,15 +476,16 @@ void nats_note_came(void *ctx, natsMsg *msg) {
         struct om_span text = { natsMsg_GetData(msg), (size_t) natsMsg_GetDataLength(msg) };
         char name[STREAM_NAME_MAX];
 
+        if (om_span_is(text, "forget")) {
+                nats_topics_down(b);
+                return;
+        }
         if (text.len > 5 && memcmp(text.p, "join ", 5) == 0) {
                 struct topic *t = nats_topic_get(b, (struct om_span){ text.p + 5, text.len - 5 });
 
                 for (struct om_bus_sub *s = b->subs; s && t; s = s->next)
-                        if (s->pattern && om_topic_matches(om_span_of(s->topic->name), om_span_of(t->name))) {
-                                nats_pattern_consumer(name, sizeof name, s->topic->nt, s->na);
-                                if (nats_sub_attach(s, t, name) == 0)
-                                        nats_sub_pull(s);
-                        }
+                        if (s->pattern && om_topic_matches(om_span_of(s->topic->name), om_span_of(t->name)) && nats_sub_attach(s, t) == 0)
+                                nats_sub_pull(s);
                 return;
         }
         for (struct om_bus_sub *s = b->subs; s; s = s->next) {

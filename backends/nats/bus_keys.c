@@ -154,7 +154,7 @@ static void known_now(struct nats_request *r, const struct nats_reply *reply) {
                 return;
         }
         snprintf(body, sizeof body, "{\"seq\":%llu}", (unsigned long long) p->first_seq);
-        if (nats_call(p->bus->link, &p->key_req, first_came, p, om_span_of(body), "DIRECT.GET.%s", p->topic->stream) < 0)
+        if (nats_call(p->bus->link, &p->key_req, first_came, p, om_span_of(body), "DIRECT.GET.%s", p->topic->log->name) < 0)
                 away(p);
 }
 

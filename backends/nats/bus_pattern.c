@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Groups of patterns. A topic has a stream of its own, so such a group has a consumer on each topic that matches, and is written down in
- * the state stream, so that whoever makes a topic gives it its consumers before anything is published there.
+ * Groups of patterns. Where such a group starts differs from topic to topic, so it has a consumer on each topic that matches, and is
+ * written down in the state stream, so that whoever makes a topic gives it its consumers before anything is published there. Two may do so
+ * at the same time: the one that is there first is the group's.
  *
  * Nothing is missed: the group is written down first and the topics are listed then; a topic is made first and the groups are read then.
  * Whichever comes second sees the other. A daemon that serves the group hears of a new topic by a note, and after a broken connection by
@@ -10,8 +11,6 @@
  * Loop thread.
  */
 #include "bus_state.h"
-
-void nats_pattern_consumer(char *out, size_t size, const char *pattern_nt, const char *na) { snprintf(out, size, "%s+%s", pattern_nt, na); }
 
 /* -- a group comes --------------------------------------------------------------------------------------------------- */
 
@@ -22,9 +21,10 @@ struct pattern_join {
         struct nats_request req;
         enum om_start start;
         int64_t start_ms;
+        struct start_find find;
         bool created;
         size_t at;
-        char consumer[CONSUMER_NAME_MAX], subject[SUBJECT_MAX];
+        char subject[SUBJECT_MAX];
         void (*done)(void *ctx, int status, const struct om_error *e, bool created);
         void *ctx;
 };
@@ -56,69 +56,53 @@ static void consumer_made(struct nats_request *r, const struct nats_reply *reply
         struct om_error e;
         int status = nats_error(reply, "making the consumer of a pattern", &e);
 
-        if (status < 0 && status != -ENOENT)
+        if (status < 0 && status != -ENOENT && nats_error_code(reply->data) != NATS_ERR_CONSUMER_EXISTS)
                 pattern_over(p, status, &e);
         else
                 next_topic(p);
 }
 
-/* The sub may be gone when this is about a connection that came back; it is looked for by the group's name then. */
-static void attach(struct pattern_join *p, const char *topic) {
-        struct topic *t = nats_topic_get(p->bus, om_span_of(topic));
-
-        if (t)
-                nats_sub_attach(p->sub, t, p->consumer);
-}
-
-static void make_consumer(struct pattern_join *p, const struct found_topic *t, uint64_t start) {
+/* It starts there; the topic may have been deleted meanwhile. */
+static void start_found(struct start_find *f, int status, const struct om_error *e) {
+        struct pattern_join *p = f->ctx;
         struct om_buf body = OM_BUF_INIT;
-        int r;
+        char consumer[CONSUMER_NAME_MAX];
+        int r = -ENOMEM;
 
-        nats_put_consumer_config(&body, p->bus, t->stream, p->consumer, p->sub->agent, p->sub->topic->name, start, p->sub->lease_ms);
-        r = nats_call(p->bus->link, &p->req, consumer_made, p, om_buf_span(&body), "CONSUMER.CREATE.%s.%s", t->stream, p->consumer);
-        om_buf_deinit(&body);
+        if (status < 0) {
+                pattern_over(p, status, e);
+                return;
+        }
+        if (nats_consumer_name(consumer, sizeof consumer, f->topic, p->sub->topic->name, p->sub->agent)) {
+                nats_put_group_config(&body, f->topic, consumer, p->sub->agent, p->sub->topic->name, f->start, p->sub->lease_ms);
+                r = nats_call(p->bus->link, &p->req, consumer_made, p, om_buf_span(&body), "CONSUMER.CREATE.%s.%s", f->topic->log->name,
+                        consumer);
+                om_buf_deinit(&body);
+        }
         if (r < 0)
                 pattern_failed(p, r);
 }
 
-/* The first message from then on is where it starts; there may be none. */
-static void timed(struct nats_request *r, const struct nats_reply *reply) {
-        struct pattern_join *p = r->ctx;
-        const struct found_topic *t = p->survey.topics[p->at - 1];
-        struct om_error e;
-        int status = nats_error(reply, "looking for the time to start at", &e);
-
-        if (status < 0 && nats_error_code(reply->data) != NATS_ERR_NO_MESSAGE)
-                pattern_over(p, status, &e);
-        else
-                make_consumer(p, t, status < 0 ? t->last + 1 : nats_json_u64(reply->data, "message.seq"));
-}
-
-static void start_on(struct pattern_join *p, const struct found_topic *t) {
-        bool all = p->start == OM_START_FIRST || (p->start == OM_START_DEFAULT && t->n_groups == 0);
-        int r;
-
-        if (p->start == OM_START_TIME) {
-                r = nats_call_from_time(p->bus, &p->req, timed, p, t->stream, p->start_ms);
-                if (r < 0)
-                        pattern_failed(p, r);
-        } else
-                make_consumer(p, t, !all ? t->last + 1 : t->first ? t->first : 1);
-}
-
 static void next_topic(struct pattern_join *p) {
         while (p->at < p->survey.n) {
-                const struct found_topic *t = p->survey.topics[p->at++];
+                const struct found_topic *found = p->survey.topics[p->at++];
+                struct topic *t;
                 bool has = false;
 
-                if (!om_topic_matches(om_span_of(p->sub->topic->name), om_span_of(t->topic)))
+                if (!om_topic_matches(om_span_of(p->sub->topic->name), om_span_of(found->topic)))
                         continue;
-                attach(p, t->topic);
-                for (size_t i = 0; i < t->n_groups; i++)
-                        has |= nats_group_is(&t->groups[i], p->sub->topic->name, p->sub->agent);
+                t = nats_topic_get(p->bus, om_span_of(found->topic));
+                if (!t || nats_sub_attach(p->sub, t) < 0) {
+                        pattern_failed(p, -ENOMEM);
+                        return;
+                }
+                for (size_t i = 0; i < found->n_groups; i++)
+                        has |= nats_group_is(&found->groups[i], p->sub->topic->name, p->sub->agent);
                 if (has)
                         continue;
-                start_on(p, t);
+                p->find.done = start_found;
+                p->find.ctx = p;
+                nats_start_find(&p->find, t, found, p->start, p->start_ms);
                 return;
         }
         pattern_over(p, 0, NULL);
@@ -182,7 +166,6 @@ void nats_pattern_subscribe(struct om_bus_sub *s, enum om_start start, int64_t s
                 return;
         }
         *p = (struct pattern_join){ .bus = s->bus, .sub = s, .start = start, .start_ms = start_ms, .done = done, .ctx = ctx };
-        nats_pattern_consumer(p->consumer, sizeof p->consumer, s->topic->nt, s->na);
         snprintf(p->subject, sizeof p->subject, "%s.s.pat.%s.%s", s->bus->settings.c.prefix, s->topic->nt, s->na);
         r = nats_call(s->bus->link, &p->req, known, p, OM_SPAN_NONE, "DIRECT.GET.%s.%s", s->bus->state_stream, p->subject);
         if (r < 0)
@@ -193,7 +176,7 @@ void nats_pattern_subscribe(struct om_bus_sub *s, enum om_start start, int64_t s
 
 struct pattern_find {
         struct survey survey;
-        char pattern[OM_TOPIC_MAX + 1], agent[OM_NAME_MAX + 1], consumer[CONSUMER_NAME_MAX];
+        char pattern[OM_TOPIC_MAX + 1], agent[OM_NAME_MAX + 1];
 };
 
 static void found(struct survey *s) {
@@ -210,7 +193,7 @@ static void found(struct survey *s) {
                                         : NULL;
 
                                 if (t)
-                                        nats_sub_attach(sub, t, f->consumer);
+                                        nats_sub_attach(sub, t);
                         }
                 nats_sub_pull(sub);
         }
@@ -225,7 +208,6 @@ void nats_pattern_find(struct om_bus_sub *s) {
                 return;
         snprintf(f->pattern, sizeof f->pattern, "%s", s->topic->name);
         snprintf(f->agent, sizeof f->agent, "%s", s->agent);
-        nats_pattern_consumer(f->consumer, sizeof f->consumer, s->topic->nt, s->na);
         nats_survey_start(&f->survey, s->bus, OM_SPAN_NONE, found, f);
 }
 
@@ -248,16 +230,14 @@ struct topic_join {
 
 static void join_over(struct topic_join *j, int status, const struct om_error *e) {
         struct topic *t = j->topic;
-        struct om_bus *b = t->bus;
         char text[OM_TOPIC_MAX + 6];
-        natsMsg *msg = NULL;
 
         snprintf(text, sizeof text, "join %s", t->name);
-        if (j->joined && natsMsg_Create(&msg, b->note_subject, NULL, text, (int) strlen(text)) == NATS_OK)
-                nats_send(b->link, msg);
+        if (j->joined)
+                nats_tell(t->bus, text);
         om_arena_deinit(&j->arena);
         free(j);
-        nats_topic_made(t, status, e);
+        nats_topic_joined(t, status, e);
 }
 
 static void next_group(struct topic_join *j);
@@ -267,7 +247,7 @@ static void group_joined(struct nats_request *r, const struct nats_reply *reply)
         struct om_error e;
         int status = nats_error(reply, "making the consumer of a pattern", &e);
 
-        if (status < 0) {
+        if (status < 0 && nats_error_code(reply->data) != NATS_ERR_CONSUMER_EXISTS) {
                 join_over(j, status, &e);
                 return;
         }
@@ -278,9 +258,8 @@ static void group_joined(struct nats_request *r, const struct nats_reply *reply)
 static void next_group(struct topic_join *j) {
         struct group *g = j->groups;
         struct om_bus *b = j->topic->bus;
-        struct om_buf body = OM_BUF_INIT, na = OM_BUF_INIT;
+        struct om_buf body = OM_BUF_INIT;
         char consumer[CONSUMER_NAME_MAX];
-        struct topic *pattern;
         struct om_error e;
         int r = -ENOMEM;
 
@@ -289,16 +268,12 @@ static void next_group(struct topic_join *j) {
                 return;
         }
         j->groups = g->next;
-        pattern = nats_topic_get(b, om_span_of(g->pattern));
-        nats_name_encode(&na, om_span_of(g->agent));
-        om_buf_putc(&na, 0);
-        if (pattern && om_buf_ok(&na)) {
-                nats_pattern_consumer(consumer, sizeof consumer, pattern->nt, na.data);
-                nats_put_consumer_config(&body, b, j->topic->stream, consumer, g->agent, g->pattern, 1, g->lease_ms);
-                r = nats_call(b->link, &j->req, group_joined, j, om_buf_span(&body), "CONSUMER.CREATE.%s.%s", j->topic->stream, consumer);
+        if (nats_consumer_name(consumer, sizeof consumer, j->topic, g->pattern, g->agent)) {
+                nats_put_group_config(&body, j->topic, consumer, g->agent, g->pattern, (struct start){ 1, 1 }, g->lease_ms);
+                r = nats_call(
+                        b->link, &j->req, group_joined, j, om_buf_span(&body), "CONSUMER.CREATE.%s.%s", j->topic->log->name, consumer);
+                om_buf_deinit(&body);
         }
-        om_buf_deinit(&body);
-        om_buf_deinit(&na);
         if (r < 0)
                 join_over(j, r, (om_error_set_errno(&e, r, "NATS"), &e));
 }
@@ -333,7 +308,7 @@ void nats_patterns_join(struct topic *t) {
         struct om_error e;
 
         if (!j) {
-                nats_topic_made(t, om_error_set_errno(&e, ENOMEM, "NATS"), &e);
+                nats_topic_joined(t, om_error_set_errno(&e, ENOMEM, "NATS"), &e);
                 return;
         }
         j->topic = t;

@@ -5,7 +5,8 @@
  * Where the server has made a stream, others of its cluster may not know yet who takes its messages, and a message whose like is just being
  * stored is refused: both pass within moments, so it is sent again for as long as RETRY_MS, then it is `unavailable`.
  *
- * The message is the record. Its id goes along as Nats-Msg-Id, by which the server drops a repeat within dedupe_window_ms; the task's
+ * The message is the record. Its id goes along as Nats-Msg-Id, by which the server drops a repeat within dedupe_window_ms; the ids of one
+ * topic are not those of another, so in a shared stream it says whose id it is. The task's
  * headers and traceparent go along as headers, for programs that know nothing of tasks.
  *
  * Loop thread.
@@ -218,6 +219,25 @@ static bool passes_soon(const struct nats_reply *reply) {
         return reply->status == -ENOENT || (reply->status == 0 && nats_error_code(reply->data) == NATS_ERR_DUPLICATE_UNDER_WAY);
 }
 
+static void stored(struct publication *p) {
+        if (!p->key)
+                nats_publication_over(p, 0, NULL);
+        else if (p->first_seq)
+                nats_key_find_first(p);
+        else
+                nats_key_put(p);
+}
+
+static void there_again(struct stream_wait *w, int status, const struct om_error *e) {
+        struct publication *p = (struct publication *) w;
+
+        p->needing = false;
+        if (status < 0)
+                nats_publication_over(p, status, "NATS: the topic was deleted meanwhile, and cannot be made again now");
+        else
+                stored(p);
+}
+
 static void sent(struct nats_request *r, const struct nats_reply *reply) {
         struct publication *p = r->ctx;
         const char *why;
@@ -229,30 +249,56 @@ static void sent(struct nats_request *r, const struct nats_reply *reply) {
         if (reply->status == -ENOENT && !p->again) {
                 /* The stream was deleted meanwhile: made again, once. */
                 p->again = p->needing = true;
-                if (p->topic->state == TOPIC_THERE)
-                        p->topic->state = TOPIC_UNKNOWN;
+                nats_topic_gone(p->topic);
                 nats_topic_need(p->topic, &p->wait);
                 return;
         }
         if (passes_soon(reply) && nats_publication_later(p, send_again))
                 return;
         status = nats_publish_answer(reply, &why);
-        if (status < 0 || !p->key)
+        if (status < 0) {
                 nats_publication_over(p, status, why);
-        else if (nats_json_true(reply->data, "duplicate")) {
+                return;
+        }
+        if (nats_json_true(reply->data, "duplicate"))
                 p->first_seq = nats_json_u64(reply->data, "seq");
-                nats_key_find_first(p);
-        } else
-                nats_key_put(p);
+        if (p->topic->needed.state == NEEDED_THERE) {
+                stored(p);
+                return;
+        }
+        /* Deleted while it was on its way, and in a shared stream nothing says so: the groups of patterns must have their consumers. */
+        p->needing = true;
+        p->wait.fn = there_again;
+        nats_topic_need(p->topic, &p->wait);
 }
 
-static void send_it(struct topic_wait *w, int status, const struct om_error *e) {
+/* In a shared stream an id is its topic's, and since the topic was made. */
+static int put_whose_id(struct publication *p, natsMsg *msg) {
+        char text[NATS_NAME_MAX + 20 + OM_NAME_MAX + 1];
+        const char *id = NULL;
+
+        if (!p->by_id || !nats_topic_filter(p->topic) || natsMsgHeader_Get(msg, "Nats-Msg-Id", &id) != NATS_OK)
+                return 0;
+        snprintf(text, sizeof text, "%s@%llx@%s", p->topic->nt, (unsigned long long) p->topic->record.born_ms, id);
+        return natsMsgHeader_Set(msg, "Nats-Msg-Id", text) == NATS_OK ? 0 : -ENOMEM;
+}
+
+const char *nats_bare_id(const struct topic *t, const char *id) {
+        size_t len = strlen(t->nt);
+        const char *second = strncmp(id, t->nt, len) == 0 && id[len] == '@' ? strchr(id + len + 1, '@') : NULL;
+
+        return nats_topic_filter(t) && second && second[1] ? second + 1 : id;
+}
+
+static void send_it(struct stream_wait *w, int status, const struct om_error *e) {
         struct publication *p = (struct publication *) w;
         natsMsg *msg = p->msg;
         int r = status;
 
         p->msg = NULL;
         p->needing = false;
+        if (r == 0 && !p->again)
+                r = put_whose_id(p, msg);
         if (r == 0)
                 r = p->again ? nats_request_resend(p->bus->link, &p->req) : nats_request_send(p->bus->link, &p->req, msg);
         else
@@ -275,7 +321,6 @@ static int no_memory(struct publication *p) {
 
 int nats_publication_init(struct publication *p, struct om_bus *b, const struct om_bus_task *t, const char *once) {
         struct om_span data = b->settings.format == FORMAT_RAW ? t->task->content : t->record;
-
         p->bus = b;
         p->wait.fn = send_it;
         p->topic = nats_topic_get(b, t->task->topic);
@@ -291,6 +336,7 @@ int nats_publication_init(struct publication *p, struct om_bus *b, const struct 
                 return -ENOMEM;
         if (t->task->idempotency_key.p)
                 return nats_key_init(p, t->task) == 0 && put_headers(p->msg, b, t->task, om_span_of(p->key)) == NATS_OK ? 0 : no_memory(p);
+        p->by_id = !once;
         return put_headers(p->msg, b, t->task, once ? om_span_of(once) : t->task->id) == NATS_OK ? 0 : no_memory(p);
 }
 

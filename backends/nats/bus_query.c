@@ -2,7 +2,8 @@
 /*
  * Questions: topics, groups, what a topic holds, dead letters, health. What each row is made of:
  *
- *   topic    published is the stream's last sequence number, as a log holds nothing else; depth is nats_survey_depth()
+ *   topic    published is the stream's last sequence number, as a log holds nothing else; in a shared stream what is there and what is
+ * counted as gone; depth is nats_survey_depth()
  *   group    lag is what the consumer has not been given, and what it was given but nobody had (releases, replays); leased what this daemon
  * has out; retrying the rest of what is not acknowledged: of several daemons, the leases of the others are counted there finished is what
  * the log got since the group began, less what is not finished
@@ -19,6 +20,7 @@ struct query {
         struct om_arena arena; /* becomes the op's */
         char topic[OM_TOPIC_MAX + 1], agent[OM_NAME_MAX + 1];
         char stream[STREAM_NAME_MAX];
+        const char *filter;
         uint64_t cursor, last;
         size_t limit, n, cap;
         union {
@@ -84,7 +86,7 @@ static void topics_found(struct query *q) {
 
                 rows[n++] = (struct om_bus_topic_row){ .topic = om_arena_copy(&q->arena, om_span_of(t->topic)),
                         .depth = nats_survey_depth(t),
-                        .published = t->last,
+                        .published = t->published,
                         .groups = (uint32_t) t->n_groups };
         }
         op->topics = rows;
@@ -114,7 +116,7 @@ static void add_group(struct om_bus_group_row *row, const struct found_topic *t,
 
         row->lag += g->pending + waiting;
         row->retrying += g->unacked - waiting;
-        row->finished += less(less(t->last + 1, g->start ? g->start : 1), g->pending + g->unacked);
+        row->finished += less(less(t->published + 1, g->start ? g->start : 1), g->pending + g->unacked);
         row->dead = g->dead;
 }
 
@@ -197,7 +199,7 @@ static bool put_row(struct query *q, natsMsg *msg, uint64_t seq) {
 
                 if (!room(q, sizeof q->held[0]))
                         return false;
-                record = nats_message_record(msg, q->topic, q->stream, seq, &q->arena);
+                record = nats_message_record(msg, nats_topic_get(q->job.bus, om_span_of(q->topic)), q->stream, seq, &q->arena);
                 snprintf(id, sizeof id, "%llu", (unsigned long long) seq);
                 q->held[q->n] = (struct om_bus_held_row){ om_arena_copy(&q->arena, om_span_of(id)),
                         record.p == data.p ? om_arena_copy(&q->arena, record) : record };
@@ -225,7 +227,7 @@ static void rows_done(struct query *q, bool more) {
 static void fetch_on(struct query *q) {
         size_t left = q->limit ? q->limit - q->n : BATCH;
 
-        nats_fetch_start(&q->fetch, q->job.bus, q->stream, ">", q->cursor, left < BATCH ? left : BATCH);
+        nats_fetch_start(&q->fetch, q->job.bus, q->stream, q->filter, q->cursor, left < BATCH ? left : BATCH);
 }
 
 static void fetch_done(struct fetch *f, int status, const struct om_error *e, bool more) {
@@ -252,14 +254,20 @@ static void fetch_rows(struct query *q) {
 
 static void held_found(struct query *q) {
         const struct found_topic *t = q->survey.n ? q->survey.topics[0] : NULL;
+        const struct topic *of = t ? nats_topic_get(q->job.bus, om_span_of(t->topic)) : NULL;
 
         if (!t) {
                 rows_done(q, false);
                 return;
         }
+        if (!of) {
+                no_memory(q);
+                return;
+        }
+        q->filter = nats_topic_filter(of);
         snprintf(q->stream, sizeof q->stream, "%s", t->stream);
-        if (t->n_groups && t->lowest != UINT64_MAX && q->cursor <= t->lowest)
-                q->cursor = t->lowest + 1; /* what is below is kept for replay, or not swept yet */
+        if (t->n_groups && t->lowest.n && q->cursor <= t->lowest.seq)
+                q->cursor = t->lowest.seq + 1; /* what is below is kept for replay, or not swept yet */
         fetch_rows(q);
 }
 
@@ -324,7 +332,7 @@ static void group_known(struct query *q) {
 static void dead_found(struct query *q) {
         struct om_buf na = OM_BUF_INIT, nt = OM_BUF_INIT;
         struct om_error e;
-        bool known = false;
+        bool known = false, listed, all;
 
         for (size_t n = 0; n < q->survey.n; n++)
                 for (size_t i = 0; i < q->survey.topics[n]->n_groups; i++)
@@ -342,9 +350,14 @@ static void dead_found(struct query *q) {
         nats_group_stream(q->stream, sizeof q->stream, q->job.bus, 'd', nt.data, na.data);
         om_buf_deinit(&nt);
         om_buf_deinit(&na);
-        /* A group that was deleted leaves its letters readable. */
-        if (!known && !memmem(q->survey.dead.p, q->survey.dead.len, q->stream, strlen(q->stream)))
+        listed = memmem(q->survey.dead.p, q->survey.dead.len, q->stream, strlen(q->stream)) != NULL;
+        all = nats_json_u64(q->survey.dead, "total") <= nats_json_u64(q->survey.dead, "limit");
+        /* A group that was deleted leaves its letters readable. One that never had any has no stream, and through a leaf node nobody says
+         * so. */
+        if (!known && !listed)
                 over(q, om_error_set(&e, OM_NOT_FOUND, "no group %s on topic %s", q->agent, q->topic), &e);
+        else if (!listed && all)
+                rows_done(q, false);
         else
                 group_known(q);
 }
@@ -376,6 +389,10 @@ static void health_came(struct nats_request *r, const struct nats_reply *reply) 
                 b->clustered ? "true" : "false", (long long) c->replicas, nats_storages[c->storage],
                 (unsigned long long) nats_json_u64(reply->data, "streams"), (unsigned long long) nats_json_u64(reply->data, "consumers"),
                 (unsigned long long) nats_json_u64(reply->data, "storage") + nats_json_u64(reply->data, "memory"));
+        if (b->shared) {
+                om_buf_lit(&t, ",\"stream\":");
+                om_buf_json_span(&t, om_span_of(b->shared->name));
+        }
         om_buf_putc(&t, '}');
         if (op)
                 op->info = om_buf_ok(&t) ? om_arena_copy(&q->arena, om_buf_span(&t)) : OM_SPAN_NONE;

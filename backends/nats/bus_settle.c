@@ -21,8 +21,8 @@
 struct item {
         struct settle *job;
         struct delivery *d;
-        struct topic *dead; /* OM_DEAD: the stream of its letters */
-        struct topic_wait wait;
+        struct stream *dead; /* OM_DEAD: of its letters */
+        struct stream_wait wait;
         bool again;
         enum om_verdict verdict;
         int64_t due_ms;
@@ -279,9 +279,8 @@ static void letter_published(struct nats_request *r, const struct nats_reply *re
 
         if (reply->status == -ENOENT && !it->again) {
                 it->again = true;
-                if (it->dead->state == TOPIC_THERE)
-                        it->dead->state = TOPIC_UNKNOWN;
-                nats_topic_need(it->dead, &it->wait);
+                nats_needed_forget(&it->dead->needed);
+                nats_stream_need(it->dead, &it->wait);
                 return;
         }
         status = code == NATS_ERR_WRONG_LAST_SEQUENCE || code == NATS_ERR_WRONG_LAST_SEQUENCE_CONSTANT ? 0
@@ -292,7 +291,7 @@ static void letter_published(struct nats_request *r, const struct nats_reply *re
                 answer(it, "+TERM dead-lettered");
 }
 
-static void letter_publish(struct topic_wait *w, int status, const struct om_error *e) {
+static void letter_publish(struct stream_wait *w, int status, const struct om_error *e) {
         struct item *it = CONTAINER(w, struct item, wait);
         struct om_bus *b = it->job->job.bus;
         char subject[SUBJECT_MAX];
@@ -398,7 +397,7 @@ static void start(struct item *it) {
                 note(it, "rel", it->d->uncounted + 1);
                 break;
         case OM_DEAD:
-                nats_topic_need(it->dead, &it->wait);
+                nats_stream_need(it->dead, &it->wait);
         }
 }
 

@@ -62,3 +62,41 @@ struct om_span nats_json_text(struct om_span object, const char *path, struct om
                 return OM_SPAN_NONE;
         return om_json_string((struct om_json_value){ OM_JSON_STRING, memchr(s.p, '\\', s.len) != NULL, s }, arena);
 }
+
+/* -- base64 ------------------------------------------------------------------------------------------------------------ */
+
+static int sextet(char c) {
+        if (c >= 'A' && c <= 'Z')
+                return c - 'A';
+        if (c >= 'a' && c <= 'z')
+                return c - 'a' + 26;
+        if (c >= '0' && c <= '9')
+                return c - '0' + 52;
+        return c == '+' ? 62 : c == '/' ? 63 : -1;
+}
+
+bool nats_base64_decode(struct om_span text, struct om_buf *out) {
+        size_t len = text.len;
+        char *to = om_buf_reserve(out, text.len / 4 * 3 + 3);
+
+        if (!to || len % 4)
+                return false;
+        for (int i = 0; i < 2 && len && text.p[len - 1] == '='; i++)
+                len--;
+        for (size_t i = 0; i < len; i += 4) {
+                size_t n = len - i < 4 ? len - i : 4;
+                uint32_t bits = 0;
+
+                for (size_t k = 0; k < 4; k++) {
+                        int six = k < n ? sextet(text.p[i + k]) : 0;
+
+                        if (six < 0)
+                                return false;
+                        bits = bits << 6 | (uint32_t) six;
+                }
+                for (size_t k = 0; k + 1 < n; k++)
+                        *to++ = (char) (bits >> (16 - 8 * k));
+        }
+        out->len = (size_t) (to - out->data);
+        return true;
+}

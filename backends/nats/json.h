@@ -5,10 +5,11 @@
  * Looking into what the server's interface answers, without a tree. The text was checked (nats_json_ok) before; a member that is not there
  * reads as nothing, 0 or false, as the server leaves out what is so. Pure; thread: any.
  */
+#include "../../proto/buf.h"
 #include "../../proto/json_scan.h"
 
 bool nats_json_ok(struct om_span text);
-/* The value at a path of members, "config.metadata". Absent: none. */
+/* The value at a path of members, "config.metadata"; at "" itself. Absent: none. */
 struct om_span nats_json_get(struct om_span object, const char *path);
 uint64_t nats_json_u64(struct om_span object, const char *path);
 bool nats_json_true(struct om_span object, const char *path);
@@ -21,5 +22,7 @@ struct nats_walk {
 };
 void nats_walk_init(struct nats_walk *w, struct om_span text);
 bool nats_walk_next(struct nats_walk *w, struct om_span *ret_value, struct om_json_value *ret_key);
+/* RFC 4648, as the server writes messages into its answers. False: that is none, or out of memory. */
+bool nats_base64_decode(struct om_span text, struct om_buf *out);
 
 #endif

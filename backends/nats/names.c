@@ -48,6 +48,28 @@ bool nats_subject_decode(struct om_buf *b, struct om_span subject) {
         return true;
 }
 
+static struct om_span first_token(struct om_span s) {
+        const char *dot = memchr(s.p, '.', s.len);
+
+        return (struct om_span){ s.p, dot ? (size_t) (dot - s.p) : s.len };
+}
+
+bool nats_subject_covers(struct om_span filter, struct om_span subject) {
+        while (filter.len && subject.len) {
+                struct om_span f = first_token(filter), s = first_token(subject);
+
+                if (om_span_is(f, ">"))
+                        return true;
+                if (!om_span_eq(f, s) && (!om_span_is(f, "*") || om_span_is(s, ">")))
+                        return false;
+                if (f.len == filter.len || s.len == subject.len)
+                        return f.len == filter.len && s.len == subject.len;
+                filter = (struct om_span){ filter.p + f.len + 1, filter.len - f.len - 1 };
+                subject = (struct om_span){ subject.p + s.len + 1, subject.len - s.len - 1 };
+        }
+        return false;
+}
+
 void nats_name_encode(struct om_buf *b, struct om_span text) { om_safe_name(b, text, NATS_NAME_MAX); }
 
 static bool number(struct om_span s, uint64_t *ret) {

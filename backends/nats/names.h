@@ -20,6 +20,8 @@ enum {
 void nats_subject_encode(struct om_buf *b, struct om_span topic);
 /* The topic again. False where this is no subject that nats_subject_encode() makes. */
 bool nats_subject_decode(struct om_buf *b, struct om_span subject);
+/* Whether all that a subject says, with its wildcards, is among what a filter with `*` and `>` says. */
+bool nats_subject_covers(struct om_span filter, struct om_span subject);
 void nats_name_encode(struct om_buf *b, struct om_span text);
 
 /* "$JS.ACK.STREAM.CONSUMER.DELIVERED.STREAMSEQ.CONSUMERSEQ.TIME.PENDING", what a delivered message is answered to; newer servers put

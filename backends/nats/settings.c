@@ -36,8 +36,8 @@ const char *nats_settings_weak(const struct nats_settings *s) {
         return NULL;
 }
 
-static bool is_word(const char *s, const char *more) {
-        if (!*s)
+bool nats_settings_word(const char *s, const char *more, size_t max) {
+        if (!*s || strlen(s) > max)
                 return false;
         for (; *s; s++)
                 if (!((*s >= 'a' && *s <= 'z') || (*s >= 'A' && *s <= 'Z') || (*s >= '0' && *s <= '9') || strchr(more, *s)))
@@ -54,12 +54,12 @@ static int check(const struct nats_settings *s, const struct om_url *url, struct
                 return om_error_set(e, OM_INVALID, "NATS: a host is expected, as in nats://localhost:4222");
         if (url->n_hosts > HOSTS_MAX)
                 return om_error_set(e, OM_INVALID, "NATS: at most %d hosts", HOSTS_MAX);
-        if (!is_word(s->prefix, "-_") || strlen(s->prefix) > 40)
+        if (!nats_settings_word(s->prefix, "-_", 40))
                 return om_error_set(
                         e, OM_INVALID, "NATS: prefix=%.60s: letters, digits, \"-\" and \"_\" are expected, at most 40", s->prefix);
-        if (!is_word(s->inbox_prefix, "-_.") || strlen(s->inbox_prefix) > 100)
+        if (!nats_settings_word(s->inbox_prefix, "-_.", 100))
                 return om_error_set(e, OM_INVALID, "NATS: inbox_prefix=%.60s is no subject", s->inbox_prefix);
-        if (*s->domain && !is_word(s->domain, "-_"))
+        if (*s->domain && !nats_settings_word(s->domain, "-_", SIZE_MAX))
                 return om_error_set(e, OM_INVALID, "NATS: domain=%.60s is no name of a domain", s->domain);
         if (ways > 1)
                 return om_error_set(e, OM_INVALID, "NATS: user and password, token, nkey and credentials_file exclude one another");

@@ -57,6 +57,8 @@ enum { NATS_SYNC_UNKNOWN, NATS_SYNC_ALWAYS };
 /* Checks what options alone cannot say, and makes the library's options. They are the caller's: natsOptions_Destroy(). */
 int nats_settings_apply(const struct nats_settings *s, const struct om_url *url, natsOptions **ret, struct om_error *e);
 
+/* Whether it is letters, digits and what `more` has, from 1 to `max` of them. */
+bool nats_settings_word(const char *s, const char *more, size_t max);
 bool nats_settings_tls(const struct om_url *url); /* whether the scheme says so */
 /* Why what is kept may be lost although it was acknowledged; NULL: it cannot. */
 const char *nats_settings_weak(const struct nats_settings *s);

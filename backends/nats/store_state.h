@@ -105,8 +105,6 @@ struct envelope {
 void nats_envelope_put(struct om_buf *b, const struct om_store_entry *entry, const char *generation, unsigned n_parts);
 /* Spans point into `text` or are in `arena`. 0; -EINVAL: not of our making; -ENOMEM. */
 int nats_envelope_read(struct om_span text, struct om_arena *arena, struct envelope *ret);
-/* RFC 4648, as the server writes messages into its answers. False: that is none, or out of memory. */
-bool nats_base64_decode(struct om_span text, struct om_buf *out);
 
 /* -- reading one (store_load.c) --------------------------------------------------------------------------------------- */
 

@@ -52,10 +52,10 @@ char *rig_text(const char *format, ...) {
         return s;
 }
 
-/* "{case}" becomes the case's tag: its own database, prefix or bucket on a server that others use too. */
+/* Each "{case}" becomes the case's tag: its own database, prefix or bucket on a server that others use too. */
 char *rig_url(const char *url) {
         const char *mark = strstr(url, "{case}");
-        return mark ? rig_text("%.*s%s%s", (int) (mark - url), url, conf_run.tag, mark + 6) : rig_text("%s", url);
+        return mark ? rig_text("%.*s%s%s", (int) (mark - url), url, conf_run.tag, rig_url(mark + 6)) : rig_text("%s", url);
 }
 
 void rig_bus_parameter(const char *parameter) { bus_parameter = parameter; }

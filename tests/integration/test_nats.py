@@ -41,10 +41,10 @@ class Stranger:
         while self.file.readline().strip() != b"PONG":
             pass
 
-    def ask(self, subject):
-        """The answer to a request without a body."""
+    def ask(self, subject, body=""):
+        """The answer to a request."""
         self.subscribe("their.answers")
-        self.say(f"PUB {subject} their.answers 0".encode(), b"")
+        self.say(f"PUB {subject} their.answers {len(body)}".encode(), body.encode())
         return json.loads(self.next()[2])
 
     def next(self):
@@ -330,6 +330,203 @@ def the_group_of_a_pattern_starts_where_it_says():
         daemon.stop()
 
 
+def streams_and_consumers(url, *subjects):
+    """What the server has for these subjects: each stream's configuration, and its consumers' by their names."""
+    stranger = Stranger(url)
+    found = {}
+    for subject in subjects:
+        for stream in stranger.ask("$JS.API.STREAM.LIST", json.dumps({"subject": subject}))["streams"] or []:
+            name = stream["config"]["name"]
+            consumers = stranger.ask(f"$JS.API.CONSUMER.LIST.{name}")["consumers"] or []
+            found[name] = stream, {c["name"]: c["config"] for c in consumers}
+    return found
+
+
+@case
+def each_topic_has_a_stream_of_its_own_unless_one_is_asked_for():
+    with server() as url, bus(url) as daemon, contextlib.closing(daemon.connect()) as client:
+        client.register("orders.new", "agent")
+        client.register("orders.*", "all")
+        client.publish("orders.new", 1)
+        client.publish("bills", 1)
+        found = streams_and_consumers(url, "omni.t.>")
+        assert set(found) == {"omni-t-orders+new", "omni-t-bills"}, found.keys()
+        stream, consumers = found["omni-t-orders+new"]
+        assert stream["config"]["subjects"] == ["omni.t.orders.new"] and stream["config"].get("max_msgs_per_subject", -1) == -1, stream
+        assert set(consumers) == {"agent", "orders+=2A+all"} and not any("filter_subject" in c for c in consumers.values()), consumers
+        assert consumers["agent"]["metadata"]["omni_start"] == "1" and consumers["agent"]["opt_start_seq"] == 1, consumers
+        daemon.stop()
+
+
+@case
+def two_daemons_and_two_topics_share_one_stream():
+    with server("shared") as url, bus(url) as one, bus(url) as two, contextlib.ExitStack() as stack:
+        client, other, all_of_them = (stack.enter_context(contextlib.closing(d.connect())) for d in (one, two, two))
+        client.register("orders.new", "agent")
+        other.register("bills", "agent")
+        all_of_them.register("#", "all")
+        # One id on two topics is two tasks; each task reaches the groups of its topic, wherever it was published.
+        for topic, publisher in (("orders.new", other), ("bills", client)):
+            publisher.publish(topic, topic, id="17")
+            publisher.publish(topic, topic, id="17")
+        for subscriber, topics in ((client, ["orders.new"]), (other, ["bills"]), (all_of_them, ["bills", "orders.new"])):
+            tasks = [subscriber.next_task() for _ in topics]
+            assert sorted(t["payload"]["content"] for t in tasks) == topics and all(t["id"] == "17" for t in tasks), tasks
+            for task in tasks:
+                subscriber.ack(task)
+        found = streams_and_consumers(url, "omni.t.>")
+        assert list(found) == ["omni-all"] and found["omni-all"][0]["config"]["subjects"] == ["omni.t.>"], found
+        assert {n: c["filter_subject"] for n, c in found["omni-all"][1].items()} == {
+            "orders+new@agent": "omni.t.orders.new", "orders+new@=23@all": "omni.t.orders.new",
+            "bills@agent": "omni.t.bills", "bills@=23@all": "omni.t.bills"}, found
+        # What all have finished goes, and is counted; what one has not, stays.
+        wait_for(lambda: streams_and_consumers(url, "omni.t.>")["omni-all"][0]["state"]["messages"] == 0, 5, "the sweep")
+        client.publish("bills", 2)
+        for daemon in (one, two):
+            with contextlib.closing(daemon.connect()) as c:
+                rows = {r["topic"]: r for r in c.call("bus.topics")["topics"]}
+                assert {t: (r["depth"], r["published"], r["groups"]) for t, r in rows.items()} == {"bills": (1, 2, 2), "orders.new": (0, 1, 2)}, rows
+        # A topic that is deleted leaves the other, and the stream. It comes again as a new one, to the pattern's group as well.
+        client.call("topic.delete", topic="bills")
+        found = streams_and_consumers(url, "omni.t.>")
+        assert set(found["omni-all"][1]) == {"orders+new@agent", "orders+new@=23@all"} and not found["omni-all"][0]["state"]["messages"], found
+        assert [r["topic"] for r in client.call("bus.topics")["topics"]] == ["orders.new"]
+        other.publish("bills", "again", id="17")
+        while (task := all_of_them.next_task())["payload"]["content"] != "again":
+            pass
+        rows = {r["topic"]: r for r in client.call("bus.topics")["topics"]}
+        assert rows["bills"]["published"] == 1 and rows["bills"]["depth"] == 1, rows
+        one.stop()
+        two.stop()
+
+
+@case
+def a_shared_stream_that_somebody_deleted_is_made_again():
+    with server("shared") as url, bus(url) as one, bus(url) as two, contextlib.ExitStack() as stack:
+        client, other = (stack.enter_context(contextlib.closing(d.connect())) for d in (one, two))
+        other.register("orders.*", "all")
+        for topic in ("orders.a", "orders.b"):
+            client.publish(topic, 1)
+            other.publish(topic, 2)
+            for _ in range(2):
+                other.ack(other.next_task())
+        assert Stranger(url).ask("$JS.API.STREAM.DELETE.omni-all")["success"]
+        # One daemon finds it gone and makes it; the other learns that its topics are gone with it.
+        client.publish("orders.a", 3)
+        other.publish("orders.b", 4)
+        got = [other.next_task() for _ in range(2)]
+        assert sorted(t["payload"]["content"] for t in got) == [3, 4], got
+        rows = {r["topic"]: r["published"] for r in client.call("bus.topics")["topics"]}
+        assert rows == {"orders.a": 1, "orders.b": 1}, rows
+        one.stop()
+        two.stop()
+
+
+@case
+def a_shared_stream_has_limits_for_each_topic_and_ids_of_raw_messages():
+    with server("shared") as url, bus(url, "&max_topic_tasks=2&format=raw") as daemon, contextlib.closing(daemon.connect()) as client:
+        numbers = [client.publish("small", n) for n in range(2)]
+        assert refused(lambda: client.publish("small", 2), "limit", "max_topic_tasks")
+        client.publish("other", 1)
+        client.register("small", "agent")
+        tasks = [client.next_task() for _ in range(2)]
+        assert [t["id"] for t in tasks] == numbers and [t["payload"]["content"] for t in tasks] == [0, 1], tasks
+        client.ack(tasks[0])
+
+        def again():
+            with contextlib.suppress(OmniError):
+                return client.publish("small", 3)
+
+        wait_for(again, 5, "a publish after one was finished")
+        held = client.call("bus.inspect", topic="small")
+        assert [e["task"]["payload"]["content"] for e in held["entries"]] == [1, 3], held
+        daemon.stop()
+
+
+@case
+def an_account_of_few_streams_has_many_topics_in_one():
+    with server("user") as url:
+        url = url.replace("omni:secret", "small:secret")
+        with bus(url, "&stream=all") as daemon, contextlib.closing(daemon.connect()) as client:
+            for n in range(20):
+                client.publish(f"topic {n}", n)
+            for n in range(16):
+                client.register(f"topic {n}", "agent")
+            assert sorted(client.next_task()["payload"]["content"] for _ in range(16)) == list(range(16))
+            assert refused(lambda: client.register("topic 16", "agent"), "limit", "max_consumers")
+            daemon.stop()
+
+
+@case
+def another_programs_consumer_of_a_shared_stream_holds_what_it_has_not_finished():
+    with server("shared") as url, bus(url) as daemon, contextlib.closing(daemon.connect()) as client:
+        client.register("orders.new", "agent")
+        client.register("bills", "agent")
+        config = {"durable_name": "theirs", "ack_policy": "explicit", "filter_subject": "omni.t.orders.*"}
+        assert "error" not in Stranger(url).ask("$JS.API.CONSUMER.CREATE.omni-all.theirs", json.dumps({"stream_name": "omni-all", "config": config}))
+        for topic in ("orders.new", "bills"):
+            client.publish(topic, 1)
+            client.ack(client.next_task())
+
+        def held():
+            info = Stranger(url).ask("$JS.API.STREAM.INFO.omni-all", json.dumps({"subjects_filter": ">"}))
+            return info["state"].get("subjects")
+
+        wait_for(lambda: held() == {"omni.t.orders.new": 1}, 5, "the sweep of one topic")
+        time.sleep(0.5)
+        assert held() == {"omni.t.orders.new": 1}
+        daemon.stop()
+
+
+def refusal(url):
+    """What the daemon says of a bus that it cannot use."""
+    with bus(url) as daemon, contextlib.closing(daemon.connect()) as client:
+        try:
+            client.publish("t", 1)
+        except OmniError as e:
+            return str(e) + daemon.log_text()
+        finally:
+            daemon.stop()
+    raise AssertionError("it was taken")
+
+
+@case
+def a_stream_that_cannot_be_shared_is_refused_with_what_to_mend():
+    with server() as url:
+        stranger = Stranger(url)
+
+        def there(name, **config):
+            config = dict({"name": name, "subjects": [f"{name}.t.>"], "storage": "file", "discard": "new", "allow_direct": True}, **config)
+            answer = stranger.ask(f"$JS.API.STREAM.CREATE.{name}", json.dumps(config))
+            assert "error" not in answer, answer
+
+        def shared(name):
+            return url.replace("prefix=omni", f"prefix={name}&stream={name}")
+
+        there("foreign", subjects=["news.>"])
+        text = refusal(shared("foreign"))
+        assert "stream=foreign" in text and "foreign.t.>" in text, text
+        for name, config in (("old", {"max_age": 10**12}), ("queue", {"retention": "workqueue"}), ("dropping", {"discard": "old"})):
+            there(name, **config)
+            text = refusal(shared(name))
+            assert f"stream={name}" in text and "retention limits" in text, text
+        # A stream that somebody made well, with more subjects, is used.
+        there("good", subjects=["news2.>", "good.t.>"])
+        with bus(shared("good")) as daemon, contextlib.closing(daemon.connect()) as client:
+            client.register("t", "agent")
+            client.publish("t", 1)
+            client.ack(client.next_task())
+            daemon.stop()
+        # Topics with streams of their own, and topics that share one, are not of one prefix.
+        with bus(url) as daemon, contextlib.closing(daemon.connect()) as client:
+            client.publish("t", 1)
+            daemon.stop()
+        text = refusal(url + "&stream=omni-all")
+        assert "stream=" in text and "prefix" in text, text
+        text = refusal(shared("good").replace("&stream=good", ""))
+        assert "stream=" in text and "prefix" in text, text
+
+
 def idle_wakeups(url):
     """How often the threads of a daemon that serves ten agents wake up in a second of doing nothing, and its main thread alone."""
     with bus(url) as daemon, contextlib.ExitStack() as stack:
@@ -350,9 +547,10 @@ def idle_wakeups(url):
 
 @case
 def ten_idle_agents_cost_no_wakeups():
-    with server() as url:
-        everywhere, _ = idle_wakeups(url)
-        assert everywhere < 1, everywhere
+    for kind in ("plain", "shared"):
+        with server(kind) as url:
+            everywhere, _ = idle_wakeups(url)
+            assert everywhere < 1, (kind, everywhere)
 
 
 @case

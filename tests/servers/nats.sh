@@ -3,12 +3,13 @@
 # The real NATS server: Debian's is too old to sync at every write, so it is built from its Go module, once, outside the tree. See lib.sh; `build` prints where it is.
 #   plain      one server with JetStream that syncs every write
 #   user       the same with a user "omni" and a password; "poor" may not use JetStream's interface, account NONE has no JetStream
-#              account SMALL may store 2 MB in 8 streams
+#              account SMALL may store 2 MB in 8 streams of 16 consumers each
 #   token      a token instead; a second node without JetStream
 #   tls        TLS only, clients need a certificate; a second node of it has an expired certificate
 #   cluster    three nodes, three replicas of everything; `leader STREAM` prints who leads it, `kill-leader` kills the node that leads the most
 #   nkey       users by NKey; a second node wants credentials: a JWT that an account's key has signed
 #   leaf       a hub with the JetStream domain "hub", and a leaf node with one of its own, through which the hub is used
+#   shared     the same as plain; the URL asks for one stream for all topics
 #   weak       sync_interval is what it is by default: durability is weak
 # shellcheck source=tests/servers/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -45,7 +46,7 @@ build_keys() {
         fi
         rm -rf "$tmp"
 }
-kinds() { printf '%s\n' plain user token tls cluster nkey leaf weak; }
+kinds() { printf '%s\n' plain user token tls cluster nkey leaf shared weak; }
 
 prepare() {
         local n
@@ -83,7 +84,7 @@ accounts {
   A { jetstream: { max_file: 1GB, max_mem: 64MB }, users: [
     { user: omni, password: secret }
     { user: poor, password: secret, permissions: { publish: { deny: "\$JS.>" } } } ] }
-  SMALL { jetstream: { max_file: 2MB, max_mem: 1MB, max_streams: 8 }, users: [ { user: small, password: secret } ] }
+  SMALL { jetstream: { max_file: 2MB, max_mem: 1MB, max_streams: 8, max_consumers: 16 }, users: [ { user: small, password: secret } ] }
   NONE { users: [ { user: none, password: secret } ] }
 }
 CONF
@@ -151,7 +152,7 @@ formed() {
 }
 
 urls() {
-        local c=$dir/certificates where query='' scheme=nats sync='sync=always&' user=''
+        local c=$dir/certificates where query='' scheme=nats sync='sync=always&' user='' shared=''
         where=127.0.0.1:$(port 1)
         case $kind in
         user) user=omni:secret@ ;;
@@ -163,11 +164,12 @@ urls() {
         cluster) where=127.0.0.1:$(port 1),127.0.0.1:$(port 2),127.0.0.1:$(port 3) query='replicas=3&' ;;
         nkey) query="nkey=$(<"$dir/keys/user.pub")&nkey_file=$dir/keys/user.nk&" ;;
         leaf) where=127.0.0.1:$(port 2) query='domain=hub&' ;;
+        shared) shared='stream={case}-all&' ;;
         weak) sync='' ;;
         esac
         local store=${scheme/nats/nats+kv}
         store=${store/tls/tls+kv}
-        echo "bus_url=$scheme://$user$where?$query${sync}prefix={case}"
+        echo "bus_url=$scheme://$user$where?$query$sync${shared}prefix={case}"
         echo "store_url=$store://$user$where/{case}?$query${sync%&}"
         case $kind in
         plain)
@@ -204,6 +206,9 @@ urls() {
                         echo "wrong_${scheme%=*}=credentials_file|${scheme#*=}://127.0.0.1:$(port 2)"
                 done
                 echo "credentials=nats://127.0.0.1:$(port 2)?credentials_file=$dir/keys/user.creds&${sync}prefix={case}"
+                ;;
+        shared)
+                echo "wrong_bus=stream|nats://$where?stream=omni-state"
                 ;;
         leaf)
                 echo "wrong_bus=domain|nats://$where?domain=no-such-domain"

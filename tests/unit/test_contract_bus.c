@@ -27,6 +27,7 @@ static const char *const urls[] = {
         "local:%s?durability=memory",
         "server:redis",
         "server:nats",
+        "server:nats:shared",
 
 #ifndef __SANITIZE_THREAD__ /* it does not see the C11 threads of librdkafka, and crashes in them; RabbitMQ is too slow under it */
         "server:rabbitmq",
@@ -156,7 +157,7 @@ static void open_nth(int i) {
                 snprintf(dir, sizeof(dir), "%s/server", folder);
                 server = om_test_server_start(urls[i] + 7, dir);
                 snprintf(url_text, sizeof(url_text), "%s", om_test_server_value(server, "bus_url"));
-                if ((hole = strstr(url_text, "{case}"))) /* the server is the case's own */
+                while ((hole = strstr(url_text, "{case}"))) /* the server is the case's own */
                         memcpy(url_text + (hole - url_text), "a-case", 6);
         } else if (hole)
                 snprintf(url_text, sizeof(url_text), "%.*s%s%s", (int) (hole - urls[i]), urls[i], folder, hole + 2);

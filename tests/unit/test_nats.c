@@ -72,6 +72,17 @@ START_TEST(test_no_subject_of_ours_is_told_from_one) {
 }
 END_TEST
 
+static bool covers(const char *filter, const char *subject) { return nats_subject_covers(om_span_of(filter), om_span_of(subject)); }
+
+START_TEST(test_filters_cover_subjects_and_narrower_filters) {
+        ck_assert(covers("a.b", "a.b") && covers("a.*", "a.b") && covers("a.>", "a.b") && covers("a.>", "a.b.c") && covers(">", "a"));
+        ck_assert(covers("a.t.>", "a.t.>") && covers("a.>", "a.t.>") && covers("a.*.>", "a.t.>") && covers("a.>", "a.*.b"));
+        ck_assert(!covers("a.b", "a.c") && !covers("a.b", "a.b.c") && !covers("a.b.c", "a.b") && !covers("a.*", "a.b.c") &&
+                !covers("a.>", "a"));
+        ck_assert(!covers("a.*", "a.>") && !covers("a.b", "a.*") && !covers("a.b", "a.bc") && !covers("", "a") && !covers("a", ""));
+}
+END_TEST
+
 static struct om_buf name_of(struct om_span text) {
         struct om_buf b = OM_BUF_INIT;
         nats_name_encode(&b, text);
@@ -271,6 +282,7 @@ int main(void) {
         tcase_add_test(t, test_what_a_subject_cannot_hold_is_escaped_and_comes_back);
         tcase_add_test(t, test_any_bytes_make_a_legal_subject_that_reads_back);
         tcase_add_test(t, test_no_subject_of_ours_is_told_from_one);
+        tcase_add_test(t, test_filters_cover_subjects_and_narrower_filters);
         tcase_add_test(t, test_names_hold_what_a_stream_may_be_called);
         tcase_add_test(t, test_long_names_are_cut_and_stay_apart);
         tcase_add_test(t, test_reply_subject_of_a_delivery_old_and_new);
