@@ -47,7 +47,7 @@ void nats_job_begin(struct om_bus *b, struct job *j, struct om_op *op, size_t by
 }
 
 void nats_group_stream(char *out, size_t size, const struct om_bus *b, char what, const char *nt, const char *na) {
-        snprintf(out, size, "%s-%c-%s+%s", b->settings.c.prefix, what, nt, na);
+        snprintf(out, size, "%s-%c-%s@%s", b->settings.c.prefix, what, nt, na); /* a dot of either name is a + in it */
 }
 
 void nats_tell(struct om_bus *b, const char *note) {

@@ -466,9 +466,12 @@ static void again_looked_for(struct nats_request *r, const struct nats_reply *re
 }
 
 void nats_sub_find_again(struct om_bus_sub *s) {
-        if (!s->again && !s->look.active)
-                nats_call(s->bus->link, &s->look, again_looked_for, s, OM_SPAN_NONE, "CONSUMER.INFO.%s-a-%s+%s.again",
-                        s->bus->settings.c.prefix, s->topic->nt, s->na);
+        char stream[STREAM_NAME_MAX];
+
+        if (s->again || s->look.active)
+                return;
+        nats_group_stream(stream, sizeof stream, s->bus, 'a', s->topic->nt, s->na);
+        nats_call(s->bus->link, &s->look, again_looked_for, s, OM_SPAN_NONE, "CONSUMER.INFO.%s.again", stream);
 }
 
 void nats_note_came(void *ctx, natsMsg *msg) {

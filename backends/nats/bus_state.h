@@ -14,9 +14,9 @@
  *       the logs of all topics. The consumers of a topic's groups take its subject only: NT@NA, or NT@PATTERN@NA. Nats-Msg-Id is NT@BORN@ID
  *   omni-state: omni.s.top.NT
  *       with stream=NAME, a topic (bus_record.c)
- *   omni-d-NT+NA: omni.d.NT.NA.STREAM-SEQ
+ *   omni-d-NT@NA: omni.d.NT.NA.STREAM-SEQ
  *       a group's dead letters, each by the message that it was; made when the first is there
- *   omni-a-NT+NA: omni.a.NT.NA.SEQ
+ *   omni-a-NT@NA: omni.a.NT.NA.SEQ
  *       dead letters given back to the group alone, and a consumer "again" for them; an ack deletes
  *   omni-state: omni.s.rel.STREAM.CONSUMER.SEQ
  *       a message that was given back without counting and waits: how many of its deliveries do not count

@@ -359,6 +359,24 @@ def each_topic_has_a_stream_of_its_own_unless_one_is_asked_for():
 
 
 @case
+def dead_letters_of_names_with_dots_are_their_own_groups():
+    groups = (("a.b", "c"), ("a", "b.c"))
+    with server() as url, bus(url) as daemon, contextlib.closing(daemon.connect()) as client:
+        for topic, agent in groups:
+            client.register(topic, agent, dlq_retry_limit=0)
+            client.publish(topic, topic)
+            client.fail(client.next_task(), "on purpose")
+        for topic, agent in groups:
+            letters = wait_for(lambda: client.call("dlq.list", topic=topic, agent=agent)["dead_letters"], 10)
+            assert [letter["task"]["topic"] for letter in letters] == [topic], letters
+            assert client.call("dlq.replay", topic=topic, agent=agent, all=True) == {"replayed": 1}
+            task = client.next_task()
+            assert task["topic"] == topic, task
+            client.ack(task)
+        daemon.stop()
+
+
+@case
 def two_daemons_and_two_topics_share_one_stream():
     with server("shared") as url, bus(url) as one, bus(url) as two, contextlib.ExitStack() as stack:
         client, other, all_of_them = (stack.enter_context(contextlib.closing(d.connect())) for d in (one, two, two))
