@@ -7,10 +7,13 @@
  * On the broker, with the prefix "omni" (NT, NA: topic and agent as safe_name.h writes them):
  *
  *   exchange omni              what tasks are published to, with the topic as routing key (or the exchange that the URL names)
- *   omni.t.NT[.N]              a topic's holding queue, bound from its first task on. The first group takes it over and works from it, so
- * that nothing is moved; when the last group is deleted a fresh one, N, is bound before its queue goes omni.g.NT.NA               the queue
- * of a later group, or of a pattern omni.l.NT                  a stream: the topic's log, for counting, inspecting, starting in the past
- * and replay omni.f.NT.NA               a group's front queue: what was given back, is due again, or was replayed; served before the others
+ *   omni.t.NT[.N]
+ *       a topic's holding queue, bound from its first task on. The first group takes it over and works from it, so that nothing is moved;
+ *       when the last group is deleted a fresh one, N, is bound before its queue goes
+ *   omni.g.NT.NA               the queue of a later group, or of a pattern
+ *   omni.l.NT                  a stream: the topic's log, for counting, inspecting, starting in the past and replay
+ *   omni.f.NT.NA
+ *       a group's front queue: what was given back, is due again, or was replayed; served before the others
  *   omni.w.NT.NA.K             what waits for a retry: after 2^K ms it is dead-lettered to the front queue
  *   omni.w.NT.K                what waits for its delay_ms: after 2^K ms to the exchange
  *   omni.d.NT.NA               a group's dead letters
