@@ -44,6 +44,7 @@ static void log_there(struct stream_wait *w, int status, const struct om_error *
 struct topic *nats_topic_get(struct om_bus *b, struct om_span name) {
         struct om_buf nt = OM_BUF_INIT, subject = OM_BUF_INIT;
         struct topic *t = NULL;
+        bool named;
 
         if (name.len == 0 || name.len > OM_TOPIC_MAX)
                 return NULL;
@@ -56,7 +57,8 @@ struct topic *nats_topic_get(struct om_bus *b, struct om_span name) {
         nats_name_encode(&nt, name);
         om_buf_printf(&subject, "%s.t.", b->settings.c.prefix);
         nats_subject_encode(&subject, name);
-        if (text_of(t->nt, sizeof t->nt, &nt) & text_of(t->subject, sizeof t->subject, &subject))
+        named = text_of(t->nt, sizeof t->nt, &nt);
+        if (text_of(t->subject, sizeof t->subject, &subject) && named)
                 t->log = b->shared ? b->shared : own_stream(t);
         if (t->log)
                 HASH_ADD(hh, b->topics, name, name.len, t);
