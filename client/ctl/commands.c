@@ -526,7 +526,7 @@ const struct command ctl_commands[] = {
                         "What the agent was given from there on is given to it again, as far as the bus still has it: what all agents have "
                         "finished is kept for as long as the bus's URL says (retention_ms). What its workers hold is taken from them.",
                 .examples = EXAMPLES({ "agent seek words counter --to first", "all of it once more" },
-                        { "agent seek words counter --to $(date -d 14:00 +%s) --yes", "what came since 14:00, for scripts" },
+                        { "agent seek words counter --to 1764424800 --yes", "what came since then; date -d 14:00 +%s prints such a time" },
                         { "agent seek words counter --to new", "leave out what waits" }) },
         { .path = "agent delete",
                 .summary = "delete an agent",
