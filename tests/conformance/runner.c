@@ -174,12 +174,14 @@ static void ended(struct outcome *o, int status) {
                 free((char *) o->text);
                 o->text = read_file(o->folder, "reason");
         } else {
-                char *log = read_file(o->folder, "log");
+                char *log = read_file(o->folder, "log"), *output = (char *) o->text;
                 size_t n = strlen(log);
                 o->verdict = VERDICT_FAILED;
                 o->why = why_failed(o, status);
                 o->text = rig_text(
-                        "%s%s\n%s%s", o->text, o->why, n ? "the daemon's log ends:\n" : "", n ? log + (n > 1500 ? n - 1500 : 0) : "");
+                        "%s%s\n%s%s", output, o->why, n ? "the daemon's log ends:\n" : "", n ? log + (n > 1500 ? n - 1500 : 0) : "");
+                free(output);
+                free(log);
         }
         if (!options.keep)
                 remove_folder(o->folder);
