@@ -228,10 +228,7 @@ static void subscribe_failed(struct subscribe *m, int status, const struct om_er
 static void call_failed(struct subscribe *m, int r) {
         struct om_error e;
 
-        if (r == -EAGAIN)
-                om_error_set(&e, OM_UNAVAILABLE, "NATS: not connected");
-        else
-                om_error_set_errno(&e, r, "NATS");
+        nats_unsent(r, &e);
         subscribe_failed(m, r, &e);
 }
 

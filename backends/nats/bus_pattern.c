@@ -42,10 +42,7 @@ static void pattern_over(struct pattern_join *p, int status, const struct om_err
 static void pattern_failed(struct pattern_join *p, int r) {
         struct om_error e;
 
-        if (r == -EAGAIN)
-                om_error_set(&e, OM_UNAVAILABLE, "NATS: not connected");
-        else
-                om_error_set_errno(&e, r, "NATS");
+        nats_unsent(r, &e);
         pattern_over(p, r, &e);
 }
 

@@ -17,10 +17,7 @@ static void over(struct roll *r, int status, const struct om_error *e) {
 static void broken(struct roll *r, int status) {
         struct om_error e;
 
-        if (status == -EAGAIN)
-                om_error_set(&e, OM_UNAVAILABLE, "NATS: not connected");
-        else
-                om_error_set_errno(&e, status, "NATS");
+        nats_unsent(status, &e);
         over(r, status, &e);
 }
 

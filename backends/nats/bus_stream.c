@@ -194,10 +194,7 @@ static void inspected(struct nats_request *r, const struct nats_reply *reply) {
 static void failed(struct stream *s, int r) {
         struct om_error e;
 
-        if (r == -EAGAIN)
-                om_error_set(&e, OM_UNAVAILABLE, "NATS: not connected");
-        else
-                om_error_set_errno(&e, r, "NATS");
+        nats_unsent(r, &e);
         over(s, r, &e);
 }
 

@@ -127,10 +127,7 @@ static void made(struct topic *t, int status, const struct om_error *e) { nats_n
 static void failed(struct topic *t, int r) {
         struct om_error e;
 
-        if (r == -EAGAIN)
-                om_error_set(&e, OM_UNAVAILABLE, "NATS: not connected");
-        else
-                om_error_set_errno(&e, r, "NATS");
+        nats_unsent(r, &e);
         made(t, r, &e);
 }
 

@@ -105,6 +105,10 @@ static const char *unresolved(const struct om_url *url) {
         return NULL;
 }
 
+int nats_unsent(int r, struct om_error *e) {
+        return r == -EAGAIN ? om_error_set(e, OM_UNAVAILABLE, "NATS: not connected") : om_error_set_errno(e, r, "NATS");
+}
+
 void nats_connect_error(natsStatus s, const char *text, const struct om_url *url, const char *where, struct om_error *e) {
         const char *host;
 

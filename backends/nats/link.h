@@ -106,6 +106,8 @@ enum {
 unsigned nats_error_code(struct om_span answer);
 /* Fills `e` from an answer or the lack of one; 0 where it is no error. `what` says what was tried. */
 int nats_error(const struct nats_reply *reply, const char *what, struct om_error *e);
+/* Of a request that nats_call() or nats_request_send() refused with r: the error of that, and r. */
+int nats_unsent(int r, struct om_error *e);
 /* Fills `e` from a failed connect. Worker thread. */
 void nats_connect_error(natsStatus s, const char *text, const struct om_url *url, const char *where, struct om_error *e);
 

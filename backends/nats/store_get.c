@@ -157,10 +157,8 @@ static void purge(struct removal *m) {
         nats_stream_name(stream, sizeof stream, s, nats_stream_of(m->kind));
         snprintf(body, sizeof body, "{\"filter\":\"%s\"}", m->subject);
         r = nats_call(s->link, &m->req, purged, m, om_span_of(body), "STREAM.PURGE.%s", stream);
-        if (r == -EAGAIN)
-                removal_over(m, om_error_set(&e, OM_UNAVAILABLE, "NATS: not connected"), &e);
-        else if (r < 0)
-                removal_over(m, om_error_set_errno(&e, r, "NATS"), &e);
+        if (r < 0)
+                removal_over(m, nats_unsent(r, &e), &e);
 }
 
 static void count_each(struct walk *w) { ((struct removal *) w->ctx)->n++; }

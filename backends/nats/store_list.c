@@ -177,10 +177,7 @@ static void over(struct list *l, int status, const struct om_error *e) {
 static void away(struct list *l, int r) {
         struct om_error e;
 
-        if (r == -EAGAIN)
-                om_error_set(&e, OM_UNAVAILABLE, "NATS: not connected");
-        else
-                om_error_set_errno(&e, r, "NATS");
+        nats_unsent(r, &e);
         over(l, r, &e);
 }
 

@@ -146,12 +146,10 @@ static void start(struct load *l) {
         nats_stream_name(stream, sizeof stream, s, nats_stream_of(l->kind));
         om_buf_clear(&l->text);
         r = nats_call(s->link, &l->req, came, l, om_span_of(l->body), "STREAM.MSG.GET.%s", stream);
-        if (r == -EAGAIN)
-                om_error_set(&e, OM_UNAVAILABLE, "NATS: not connected");
-        else if (r < 0)
-                om_error_set_errno(&e, r, "NATS");
-        if (r < 0)
+        if (r < 0) {
+                nats_unsent(r, &e);
                 over(l, r, &e);
+        }
 }
 
 void nats_load_subject(struct load *l, const char *subject) {

@@ -410,10 +410,7 @@ static void claim_try(struct claim *c, uint64_t last_seq) {
         }
         if (r == 0)
                 return;
-        if (r == -EAGAIN)
-                om_error_set(&e, OM_UNAVAILABLE, "NATS: not connected");
-        else
-                om_error_set_errno(&e, r, "NATS");
+        nats_unsent(r, &e);
         claim_over(c, r, &e);
 }
 
