@@ -558,6 +558,8 @@ int kafka_bus_change(struct om_bus *b, struct om_bus_change *op, struct om_error
 
 /* -- partitions that somebody else added ---------------------------------------------------------------------------------------------- */
 
+enum { CATCH_UP_REST_MS = 60000 };
+
 struct catch_up {
         struct om_bus_change op; /* first */
         struct om_bus *bus;
@@ -570,14 +572,16 @@ static void caught_up(struct om_op *op, int status, const struct om_error *e) {
         if (status == 0)
                 om_host_log(u->bus->host, OM_LOG_NOTICE, "Kafka: %s has %lld partitions now, and so have its groups", u->topic,
                         (long long) u->op.partitions);
-        else if (status != -ECANCELED)
+        else if (status != -ECANCELED) { /* who may not make partitions may not in five seconds either */
+                u->bus->catch_up_from_ms = om_clock_ms() + CATCH_UP_REST_MS;
                 om_host_log(u->bus->host, OM_LOG_WARNING, "Kafka: %s has %lld partitions now, and its groups cannot be given as many: %s",
                         u->topic, (long long) u->op.partitions, e ? e->message : "");
+        }
         free(u);
 }
 
 void kafka_catch_up(struct om_bus *b, const char *topic, int partitions) {
-        struct catch_up *u = calloc(1, sizeof *u);
+        struct catch_up *u = om_clock_ms() >= b->catch_up_from_ms ? calloc(1, sizeof *u) : NULL;
         struct om_error e;
 
         if (!u)

@@ -413,6 +413,7 @@ struct om_bus {
         int64_t commit_after_ms;
         struct txn *txn;
         bool txn_busy, sweeping;
+        int64_t catch_up_from_ms;       /* groups are not given more partitions before */
         bool transacted, recover;       /* our name was used for transactions; one of a life before may be open */
         struct verdict *sending;        /* whose letter or outputs are on their way */
         struct dead_topic *dead;        /* the worker's of calls */
