@@ -325,7 +325,12 @@ static int add(struct om_file_index *x, struct om_file_entry *old, const struct 
 }
 
 int om_file_index_put(struct om_file_index *x, const struct om_store_entry *meta, uint64_t sequence, uint64_t place, uint32_t length) {
-        struct om_file_entry *old = x->keyless ? NULL : om_file_index_find(x, meta->key, meta->name);
+        if (x->keyless) { /* NAME.json has no place for them: what is listed before a reopening is listed after it */
+                struct om_store_entry nameless = *meta;
+                nameless.key = nameless.name = OM_SPAN_NONE;
+                return add(x, NULL, &nameless, sequence, place, length);
+        }
+        struct om_file_entry *old = om_file_index_find(x, meta->key, meta->name);
         if (old && !x->by_time)
                 return put_in_place(x, old, meta, place, length);
         return add(x, old, meta, sequence, place, length);

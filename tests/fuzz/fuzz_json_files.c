@@ -155,11 +155,9 @@ static uint64_t mix(uint64_t h, struct om_span s) {
         return h;
 }
 
-/* Adds an entry that stays for the time that we run. The order does not count, of agents and settings no time is kept, and of metrics no
- * key, which only somebody else's journal can give them. */
+/* Adds an entry that stays for the time that we run. The order does not count, and of agents and settings no time is kept. */
 static void add(struct sum *sum, enum om_store_kind kind, const struct om_store_entry *entry) {
-        struct om_span key = kind == OM_STORE_METRICS ? OM_SPAN_NONE : entry->key;
-        uint64_t h = mix(mix(mix(0xcbf29ce484222325 + kind, key), entry->name), entry->value);
+        uint64_t h = mix(mix(mix(0xcbf29ce484222325 + kind, entry->key), entry->name), entry->value);
 
         if (kind == OM_STORE_RESULTS)
                 h = mix(mix(h, entry->topic), entry->status);

@@ -46,7 +46,7 @@ static void write_some(struct user *u) {
                               setting = { .key = OM_SPAN("k"), .value = OM_SPAN("{\"b\":\n1,\"a\":1.0}") },
                               metric = { .topic = OM_SPAN("greet"),
                                       .saved_ms = 1500,
-                                      .value = OM_SPAN("{\"topic\":\"greet\",\"saved_at\":1.5,\"n\":1}") };
+                                      .value = OM_SPAN("{\"topic\":\"greet\",\"agent\":\"one\",\"saved_at\":1.5}") };
         ck_assert_int_eq(user_put(u, OM_STORE_AGENTS, &agent), 0);
         ck_assert_int_eq(user_put(u, OM_STORE_AGENTS, &odd), 0);
         ck_assert_int_eq(user_put(u, OM_STORE_CONFIG, &setting), 0);
@@ -83,6 +83,7 @@ static void check_some(struct user *u) {
         ck_assert_uint_eq(list.n, 2);
         ck_assert_int_eq(list.entries[0].saved_ms, 1500);
         ck_assert_str_eq(list.entries[0].topic.p, "greet");
+        ck_assert_ptr_null(list.entries[0].name.p); /* a metric has none, whatever its value says, and whatever it was read from */
 }
 
 START_TEST(test_everything_is_there_after_opening_again_and_again) {
