@@ -72,8 +72,29 @@ static struct found_topic *add_topic(struct survey *s, char *name, char *stream)
         return t;
 }
 
+/* The topic whose stream this is; NULL: none of ours. Who else makes a topic's stream, or out of a mirror, need not know what ours says. */
+static char *topic_of_stream(struct survey *s, struct om_span info) {
+        char *topic = text_in(s, info, "config.metadata.omni_topic");
+        struct om_buf name = OM_BUF_INIT, stream = OM_BUF_INIT;
+        struct nats_walk w;
+        struct om_span subject;
+
+        if (topic)
+                return topic;
+        nats_walk_init(&w, nats_json_get(info, "config.subjects"));
+        if (nats_walk_next(&w, &subject, NULL) && nats_topic_name(s->bus, nats_json_text(subject, "", &s->arena), &name)) {
+                om_buf_printf(&stream, "%s-t-", s->bus->settings.c.prefix);
+                nats_name_encode(&stream, om_buf_span(&name));
+                if (om_buf_ok(&stream) && om_span_eq(om_buf_span(&stream), nats_json_text(info, "config.name", &s->arena)))
+                        topic = (char *) om_arena_copy(&s->arena, om_buf_span(&name)).p;
+        }
+        om_buf_deinit(&name);
+        om_buf_deinit(&stream);
+        return topic;
+}
+
 static int add_stream(struct survey *s, struct om_span info) {
-        char *name = text_in(s, info, "config.metadata.omni_topic"), *stream = text_in(s, info, "config.name");
+        char *name = topic_of_stream(s, info), *stream = text_in(s, info, "config.name");
         struct found_topic *t;
 
         if (!name || !stream)

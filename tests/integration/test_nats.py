@@ -547,6 +547,52 @@ def a_stream_that_cannot_be_shared_is_refused_with_what_to_mend():
         assert "stream=" in text and "prefix" in text, text
 
 
+@case
+def a_mirror_elsewhere_holds_nothing_and_can_take_the_place_of_a_server_that_is_lost():
+    with Server("nats", "leaf") as nodes:
+        url = nodes.values["bus_url"].replace("{case}", "omni")
+        stranger = Stranger(url)
+
+        def api(domain, what, **body):
+            return stranger.ask(f"$JS.{domain}.API.STREAM.{what}", json.dumps(body) if body else "")
+
+        def messages(domain):
+            state = api(domain, "INFO.omni-t-t").get("state", {})
+            return state.get("messages"), state.get("last_seq")
+
+        mirror = {"name": "omni-t-t", "storage": "file", "allow_direct": True, "discard": "new"}
+        copied = {"name": "omni-t-t", "external": {"api": "$JS.hub.API", "deliver": "mirrored"}}
+        with bus(url) as d, contextlib.closing(d.connect()) as client:
+            client.register("t", "a")
+            answer = api("leaf", "CREATE.omni-t-t", **mirror, mirror=copied)
+            assert "error" not in answer, answer
+            for i in range(5):
+                client.publish("t", i)
+            wait_for(lambda: messages("leaf") == (5, 5), 10, "copied")
+            for _ in range(2):
+                client.ack(client.next_task())
+            # What its group has finished goes, whatever the mirror has read of it.
+            wait_for(lambda: messages("hub") == (3, 5), 20, "swept")
+            stats = client.call("bus.stats", topic="t")["topics"][0]
+            assert [g["agent"] for g in stats["groups"]] == ["a"], stats
+            d.stop()
+        stranger = Stranger(url)
+        nodes.do("down 1")
+        taken = {k: v for k, v in mirror.items() if k != "mirror"}
+        answer = api("leaf", "UPDATE.omni-t-t", **taken, subjects=["omni.t.t"])
+        assert "error" not in answer, answer
+        with bus(url.replace("domain=hub", "domain=leaf")) as d, contextlib.closing(d.connect()) as client:
+            client.register("t", "a")
+            client.publish("t", 5)
+            got = []
+            while not {2, 3, 4, 5} <= set(got):
+                task = client.next_task()
+                got.append(task["payload"]["content"])
+                client.ack(task)
+            assert [t["topic"] for t in client.call("bus.stats")["topics"]] == ["t"]
+            d.stop()
+
+
 def idle_wakeups(url):
     """How often the threads of a daemon that serves ten agents wake up in a second of doing nothing, and its main thread alone."""
     with bus(url) as daemon, contextlib.ExitStack() as stack:

@@ -54,7 +54,7 @@ region() { if [[ $kind == tls ]]; then echo eu-test-1; else echo us-east-1; fi; 
 
 node_run() {
         mkdir -p "$data$1"
-        MINIO_ROOT_USER=$user MINIO_ROOT_PASSWORD=$secret MINIO_BROWSER=off MINIO_UPDATE=off MINIO_SITE_REGION=$(region) GOMAXPROCS=2 \
+        MINIO_ROOT_USER=$user MINIO_ROOT_PASSWORD=$secret MINIO_BROWSER=off MINIO_UPDATE=off MINIO_SITE_REGION=$(region) GOMAXPROCS=2 GOGC=400 \
                 exec "$server" server "$data$1" --quiet --address "$(address "$1")" --certs-dir "$dir/certs$1"
 }
 
