@@ -9,7 +9,7 @@
  *
  *   omni-t-NT: omni.t.S
  *       a topic's log: these messages and no others, so that its sequence numbers count them. Its consumers are the groups: NA, or for the
- *       group of a pattern NT+NA. Their metadata hold the agent, the pattern, and the number of the task that the group began with
+ *       group of a pattern NT@NA. Their metadata hold the agent, the pattern, and the number of the task that the group began with
  *   or, with stream=NAME, NAME: omni.t.>
  *       the logs of all topics. The consumers of a topic's groups take its subject only: NT@NA, or NT@PATTERN@NA. Nats-Msg-Id is NT@BORN@ID
  *   omni-state: omni.s.top.NT

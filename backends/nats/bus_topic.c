@@ -102,7 +102,7 @@ bool nats_topic_name(const struct om_bus *b, struct om_span subject, struct om_b
 
 const char *nats_topic_filter(const struct topic *t) { return shares(t) ? t->subject : NULL; }
 
-/* In a shared stream no name has an "@" but between its parts: a topic's consumers are those that begin with it. */
+/* No name has an "@" but between its parts: none is another's, and in a shared stream a topic's consumers are those that begin with it. */
 bool nats_consumer_name(char *out, size_t size, const struct topic *t, const char *pattern, const char *agent) {
         struct om_buf b = OM_BUF_INIT;
         size_t max = shares(t) ? SHARED_NAME_MAX : NATS_NAME_MAX;
@@ -113,7 +113,7 @@ bool nats_consumer_name(char *out, size_t size, const struct topic *t, const cha
         }
         if (pattern) {
                 om_safe_name(&b, om_span_of(pattern), max);
-                om_buf_putc(&b, shares(t) ? '@' : '+');
+                om_buf_putc(&b, '@');
         }
         if (agent)
                 om_safe_name(&b, om_span_of(agent), max);

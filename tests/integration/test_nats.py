@@ -330,6 +330,20 @@ def the_group_of_a_pattern_starts_where_it_says():
         daemon.stop()
 
 
+@case
+def the_group_of_a_pattern_and_an_agent_that_is_named_as_both_are_two():
+    with server() as url, bus(url) as daemon:
+        with contextlib.closing(daemon.connect()) as one, contextlib.closing(daemon.connect()) as other:
+            one.register("a.b", "a.*.c")
+            other.register("a.*", "c")
+            one.publish("a.b", 1)
+            for client in (one, other):
+                task = client.next_task()
+                assert task["payload"]["content"] == 1, task
+                client.ack(task)
+        daemon.stop()
+
+
 def streams_and_consumers(url, *subjects):
     """What the server has for these subjects: each stream's configuration, and its consumers' by their names."""
     stranger = Stranger(url)
@@ -353,7 +367,7 @@ def each_topic_has_a_stream_of_its_own_unless_one_is_asked_for():
         assert set(found) == {"omni-t-orders+new", "omni-t-bills"}, found.keys()
         stream, consumers = found["omni-t-orders+new"]
         assert stream["config"]["subjects"] == ["omni.t.orders.new"] and stream["config"].get("max_msgs_per_subject", -1) == -1, stream
-        assert set(consumers) == {"agent", "orders+=2A+all"} and not any("filter_subject" in c for c in consumers.values()), consumers
+        assert set(consumers) == {"agent", "orders+=2A@all"} and not any("filter_subject" in c for c in consumers.values()), consumers
         assert consumers["agent"]["metadata"]["omni_start"] == "1" and consumers["agent"]["opt_start_seq"] == 1, consumers
         daemon.stop()
 
