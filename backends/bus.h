@@ -213,7 +213,7 @@ struct om_bus_change {
         int64_t start_ms;
         int64_t partitions;   /* 0: as they are */
         int64_t retention_ms; /* of what is finished; -1: as it is */
-        uint64_t ret_n;       /* how many it was about */
+        uint64_t ret_n;       /* how many it was about; seek: how many come */
         int64_t ret_partitions, ret_retention_ms;
 };
 

@@ -10,6 +10,7 @@
  * Loop thread.
  */
 #include <errno.h>
+#include <inttypes.h>
 
 #include "agents.h"
 #include "methods.h"
@@ -422,15 +423,16 @@ static int read_seek(struct om_call *c, struct om_span params, struct om_error *
 
 static void on_sought(struct om_call *c, int status, const struct om_error *e) {
         struct om_error none;
+        struct om_buf *b;
 
         if (status == -ENOENT) {
                 om_error_set(&none, OM_NOT_FOUND, "no agent \"%.*s\" on topic \"%.*s\"", OM_PRI(c->change.agent), OM_PRI(c->change.topic));
                 e = &none;
         }
-        if (status < 0)
-                om_call_fail(c, e);
-        else
-                om_call_ok(c);
+        if (!(b = om_call_begin(c, status, e)))
+                return;
+        om_buf_printf(b, "{\"tasks\":%" PRIu64 "}", c->change.ret_n);
+        om_call_end(c);
 }
 
 static void agent_seek(struct om_request *req, struct om_span params) {

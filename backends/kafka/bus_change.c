@@ -298,14 +298,23 @@ static void deleted(struct change *c) {
  * ----------------------------------------------------------------------------------------------------------------------------- */
 
 static int seek_run(struct change *c, struct om_error *e) {
+        int64_t *ends;
+        int r;
+
         if (c->n_parts == 0)
                 return om_error_set(e, OM_CONFLICT,
                         "Kafka: a group starts elsewhere where it is served: register the agent on this daemon first, and on no other");
-        c->starts = calloc((size_t) c->n_parts, sizeof(int64_t));
+        c->starts = calloc(2 * (size_t) c->n_parts, sizeof(int64_t));
         if (!c->starts)
                 return om_error_set_errno(e, ENOMEM, "Kafka");
-        return kafka_find_offsets(
+        ends = c->starts + c->n_parts;
+        r = kafka_find_offsets(
                 c->job.bus, c->log, c->n_parts, c->start == OM_START_DEFAULT ? OM_START_FIRST : c->start, c->start_ms, c->starts, e);
+        if (r == 0)
+                r = kafka_find_offsets(c->job.bus, c->log, c->n_parts, OM_START_NEW, 0, ends, e);
+        for (int i = 0; i < c->n_parts && r == 0; i++)
+                c->done += ends[i] > c->starts[i] ? (uint64_t) (ends[i] - c->starts[i]) : 0;
+        return r;
 }
 
 static void seek_done(struct change *c) {
@@ -333,7 +342,7 @@ static void seek_done(struct change *c) {
                 if (r == 0)
                         kafka_part_touch(p);
         }
-        change_over(c, r, &e, 1);
+        change_over(c, r, &e, c->done);
 }
 
 /* -- a topic's own settings

@@ -326,6 +326,7 @@ static void sought(struct change *c, const struct nats_reply *last) {
         for (struct om_bus_sub *s = c->job.bus->subs; s; s = s->next)
                 if (strcmp(s->topic->name, c->topic) == 0 && strcmp(s->agent, c->agent) == 0)
                         nats_sub_pull(s);
+        c->n_done = nats_json_u64(last->data, "num_pending");
         done(c, last);
 }
 

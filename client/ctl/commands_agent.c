@@ -94,11 +94,39 @@ int cmd_agent_pause(struct ctl *ctl) { return act(ctl, "agent.pause", "Paused");
 
 int cmd_agent_resume(struct ctl *ctl) { return act(ctl, "agent.resume", "Resumed"); }
 
+/* What all have finished is gone where the bus keeps it no longer: without a word it would look as if nothing had happened. */
+static void say_sought(struct ctl *ctl, struct om_span answer) {
+        int64_t tasks = doc_int(doc_get(doc_root(answer), "tasks"), -1);
+        const char *name = args_text(&ctl->args, "name"), *topic = args_text(&ctl->args, "topic");
+
+        if (tasks < 0) {
+                ctl_say(ctl, "Started again: %s on %s.", name, topic);
+        } else if (tasks == 0 && strcmp(args_text(&ctl->args, "to"), "new") != 0) {
+                ctl_say(ctl,
+                        "Started again: %s on %s. No task comes: from there on the bus has none. It keeps what all agents have finished "
+                        "for retention_ms in its URL.",
+                        name, topic);
+        } else {
+                ctl_say(ctl, "Started again: %s on %s. %" PRId64 " task%s.", name, topic, tasks, tasks == 1 ? " comes" : "s come");
+        }
+}
+
 int cmd_agent_seek(struct ctl *ctl) {
+        struct om_span text = OM_SPAN_NONE;
+        char *answer = NULL;
         int r = ctl_confirm(ctl, "Take what %s on %s holds from its workers, and start again at %s?", args_text(&ctl->args, "name"),
                 args_text(&ctl->args, "topic"), args_text(&ctl->args, "to"));
 
-        return r ? r : act(ctl, "agent.seek", "Started again:");
+        if (r == 0) {
+                r = call_agent(ctl, "agent.seek", false, &answer, &text);
+        }
+        if (r == 0 && ctl->format_given && ctl->format == FORMAT_JSON) {
+                view_put_json(ctl, doc_root(text));
+        } else if (r == 0) {
+                say_sought(ctl, text);
+        }
+        free(answer);
+        return r;
 }
 
 int cmd_agent_delete(struct ctl *ctl) {

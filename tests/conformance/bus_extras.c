@@ -192,16 +192,17 @@ static void idempotency(void) {
 
 /* One that is served starts again: at the time, after which there are n tasks, at the first of 2 n, and at what is new. */
 static void seek(const char *t, struct worker *w, const char *time, int n) {
-        json_t *none;
+        json_t *answer;
         size_t had = w->n;
-        int r = rpc_try(rig_client, &none, "agent.seek", "{s:s,s:s,s:f}", "topic", t, "name", "a", "start", atof(time));
+        int r = rpc_try(rig_client, &answer, "agent.seek", "{s:s,s:s,s:f}", "topic", t, "name", "a", "start", atof(time));
         if (r == -EOPNOTSUPP) {
                 printf("a group cannot be sent back: %s\n", omni_strerror(rig_client));
                 return;
         }
         MUST(r == 0, "agent.seek: %s", omni_strerror(rig_client));
+        MUST_BE(num(answer, "tasks"), n);
         MUST(UNTIL(w->n == had + (size_t) n && w->acked == (long) w->n, 15000), "from the time %zu of %d came again", w->n - had, n);
-        rpc(rig_client, "agent.seek", "{s:s,s:s,s:s}", "topic", t, "name", "a", "start", "first");
+        MUST_BE(num(rpc(rig_client, "agent.seek", "{s:s,s:s,s:s}", "topic", t, "name", "a", "start", "first"), "tasks"), 2 * n);
         MUST(UNTIL(w->n == had + 3 * (size_t) n && w->acked == (long) w->n, 15000), "from the first %zu of %d came again",
                 w->n - had - (size_t) n, 2 * n);
         worker_close(w);
@@ -209,7 +210,7 @@ static void seek(const char *t, struct worker *w, const char *time, int n) {
         struct worker *holds = serve(t, "a", act_hold);
         publish_numbers(t, 1000, 3 * n);
         MUST(UNTIL(holds->n_held > 0, 10000), "nothing is held");
-        rpc(rig_client, "agent.seek", "{s:s,s:s,s:s}", "topic", t, "name", "a", "start", "new");
+        MUST_BE(num(rpc(rig_client, "agent.seek", "{s:s,s:s,s:s}", "topic", t, "name", "a", "start", "new"), "tasks"), 0);
         ack_held(holds, 0);
         MUST(UNTIL(holds->acked + holds->refused == 1, 10000), "the ack is not answered");
         MUST(holds->refused == 1, "what was held before the group started elsewhere is acknowledged");
@@ -217,7 +218,7 @@ static void seek(const char *t, struct worker *w, const char *time, int n) {
         publish_numbers(t, 2000, 1);
         MUST(UNTIL(holds->n > had, 10000), "what is new does not come");
         MUST(holds->n == had + 1 && seen_content(holds, "2000", 1), "%zu came, one is new", holds->n - had);
-        r = rpc_try(rig_client, &none, "agent.seek", "{s:s,s:s,s:s}", "topic", t, "name", "nobody", "start", "first");
+        r = rpc_try(rig_client, &answer, "agent.seek", "{s:s,s:s,s:s}", "topic", t, "name", "nobody", "start", "first");
         MUST(r == -ENOENT || r == -ESTALE, "an agent that is not there: %s", strerror(-r));
 }
 

@@ -478,8 +478,12 @@ def an_agent_starts_again_where_it_is_told():
             with open(os.path.join(daemon.folder, "seen"), encoding="utf-8") as f:
                 return f.read().split()
 
-        assert ok(daemon.ctl("agent", "seek", "t", "worker", "--to", "1000.5", "--yes")) == "Started again: worker on t.\n"
+        assert ok(daemon.ctl("agent", "seek", "t", "worker", "--to", "1000.5", "--yes")) == "Started again: worker on t. 2 tasks come.\n"
         wait_for(lambda: seen() == ["1", "2", "1", "2"], 20, "both once more")
+        assert json.loads(ok(daemon.ctl("agent", "seek", "t", "worker", "--to", "new", "--yes", "--format", "json"))) == {"tasks": 0}
+    with Daemon() as daemon, Agent(daemon, "t", ["true"]):
+        result(daemon, publish(daemon, "t", "1"))
+        assert "No task comes" in ok(daemon.ctl("agent", "seek", "t", "worker", "--to", "first", "--yes"))
 
 
 @case
