@@ -6,7 +6,9 @@
  *
  *   storage_routes.c    the ops that the core calls: which storage an operation goes to, what comes back
  *   storage_part.c      a storage that is open: its state, who uses it, its end
- *   storage_mirror.c    the second storage: what it lacks, and bringing that there, key by key
+ *   storage_mirror.c    the second storage: what writes leave it to be given, and when it gets that
+ *   storage_keys.c      the keys that it lacks, and the file of their marks
+ *   storage_sync.c      one key is brought over
  *   storage_walk.c      bringing whole kinds there: the copy
  *   storage_verify.c    comparing both sides
  *   storage_migrate.c   the steps of a migration and its state on disk
@@ -299,8 +301,6 @@ struct mirror {
 };
 
 int mirror_new(struct routes *r, struct part *target, enum phase phase, unsigned mask, struct mirror **ret, struct om_error *e);
-/* Opens the file of marks and takes what is there. */
-int mirror_load(struct mirror *m, struct om_error *e);
 /* Ends what is under way, closes the file; then `gone` is posted and the mirror is freed. */
 void mirror_stop(struct mirror *m, struct om_post *gone);
 /* One that nothing was ever asked of; its target stays. */
@@ -314,22 +314,42 @@ bool mirror_may_read(const struct mirror *m, enum om_store_kind kind, struct om_
 void mirror_pump(struct mirror *m);
 bool mirror_is_clean(const struct mirror *m);
 bool mirror_is_clearing(struct mirror *m, enum om_store_kind kind);
-void mirror_mark_kind(struct mirror *m, enum om_store_kind kind);
 /* An operation of the mirror's own failed on this part: wait, then go on. */
 void mirror_trouble(struct mirror *m, const struct part *p, int status, const struct om_error *e);
 void mirror_worked(struct mirror *m);
 /* One of the mirror's operations was accepted, or has completed. It is cancelled after CALL_TIMEOUT, and when the mirror ends. */
 void mirror_op_begun(struct mirror *m, struct part *p, struct om_deadline *dl, struct om_op *op);
 void mirror_op_done(struct mirror *m, struct part *p, struct om_deadline *dl);
+/* Whether a failure is the entry's own: the storage is well. */
+bool is_refusal(int status);
+
+/* -- keys and their marks ------------------------------------------------------------------------------------------ */
+
+/* Opens the file of marks and takes what is there. */
+int mirror_load(struct mirror *m, struct om_error *e);
+/* The key, made where it is missing if `make`; NULL: there is none, or no memory for it. `name` absent: of all names. */
 struct key *mirror_key(struct mirror *m, enum om_store_kind kind, struct om_span key, struct om_span name, bool make);
 void mirror_dirty(struct mirror *m, struct key *k);
 void mirror_mark(struct mirror *m, struct key *k); /* adds its mark to the file */
+/* After anything about a key has changed: into the line, out of memory, or neither. */
 void mirror_settle(struct mirror *m, struct key *k);
+void mirror_out_of_line(struct mirror *m, struct key *k);
+/* It is being brought over, and was: dirty again where that failed. mirror_settle() follows. */
+void mirror_take(struct mirror *m, struct key *k);
+void mirror_give(struct mirror *m, struct key *k, bool again);
 void mirror_refuse(struct mirror *m, struct key *k, int status, const char *why);
-void mirror_page_over(struct mirror *m);
 void mirror_retry_refused(struct mirror *m);
-/* Whether a failure is the entry's own: the storage is well. */
-bool is_refusal(int status);
+void mirror_page_over(struct mirror *m); /* what was kept for the walk's page goes */
+/* All of the kind must be walked; because its keys are too many; the file holds what is dirty, and nothing else, from now on. */
+void mirror_mark_kind(struct mirror *m, enum om_store_kind kind);
+void mirror_overflow(struct mirror *m, enum om_store_kind kind);
+void mirror_rewrite(struct mirror *m);
+
+/* -- bringing them over -------------------------------------------------------------------------------------------- */
+
+/* 0: it is under way, and mirror_pump() is called at its end. What fails at once waits as what fails later does. */
+int sync_begin(struct mirror *m, struct key *k);
+void sync_begin_metrics(struct mirror *m); /* those of the first time in their line */
 
 /* Brings the metrics of a time to the target. `done` comes once, later. */
 typedef void metrics_sync_done_fn(struct mirror *m, void *ctx, int status);

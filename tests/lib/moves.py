@@ -113,6 +113,7 @@ class Work:
             else:
                 client.call("config.set", key=key, value=value)
                 self.settings[key] = value
+            self.done.wait(10 * self.interval)  # with a rate: one for ten tasks, or the settings would be most of the load
         self.over.wait(0.1)
 
     def finish(self):
