@@ -11,6 +11,26 @@ static uint64_t fnv(struct om_span s, uint64_t h) {
         return h;
 }
 
+static int hex_digit(char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; }
+
+bool om_safe_name_read(struct om_buf *b, struct om_span name) {
+        for (size_t i = 0; i < name.len; i++) {
+                unsigned char c = (unsigned char) name.p[i];
+                int high, low;
+
+                if (isalnum(c) || c == '-' || c == '_')
+                        om_buf_putc(b, (char) c);
+                else if (c == '+')
+                        om_buf_putc(b, '.');
+                else if (c == '=' && name.len - i > 2 && (high = hex_digit(name.p[i + 1])) >= 0 && (low = hex_digit(name.p[i + 2])) >= 0) {
+                        om_buf_putc(b, (char) (high << 4 | low));
+                        i += 2;
+                } else
+                        return false;
+        }
+        return true;
+}
+
 void om_safe_name(struct om_buf *b, struct om_span text, size_t max) {
         enum { HASH_LEN = 1 + 32 };
         size_t start = b->len;

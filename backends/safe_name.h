@@ -9,5 +9,7 @@
 #include "../proto/buf.h"
 
 void om_safe_name(struct om_buf *b, struct om_span text, size_t max);
+/* The text again. False where the name was cut, or is none of these. */
+bool om_safe_name_read(struct om_buf *b, struct om_span name);
 
 #endif

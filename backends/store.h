@@ -70,6 +70,9 @@ struct om_store_list {
         struct om_span text, filter; /* results, with OM_STORE_SEARCH: words to look for; a JSON object to be contained in the record */
         int64_t since_ms, until_ms;  /* saved_ms within [since, until) */
         size_t limit;                /* 0: the backend's page size */
+        /* Not of metrics. Key, name and times are enough: the rest may be absent, and what is gone may still be met. A storage that reads
+         * each value by itself spares that; others need not look at it. */
+        bool keys_only;
         /* out; in the arena, which the core frees */
         struct om_arena arena;
         struct om_store_entry *entries;

@@ -334,7 +334,7 @@ void mirror_mark(struct mirror *m, struct key *k); /* adds its mark to the file 
 /* After anything about a key has changed: into the line, out of memory, or neither. */
 void mirror_settle(struct mirror *m, struct key *k);
 void mirror_out_of_line(struct mirror *m, struct key *k);
-/* It is being brought over, and was: dirty again where that failed. mirror_settle() follows. */
+/* It is being brought over, and was: dirty again where that failed. Its epoch is the caller's; mirror_settle() follows. */
 void mirror_take(struct mirror *m, struct key *k);
 void mirror_give(struct mirror *m, struct key *k, bool again);
 void mirror_refuse(struct mirror *m, struct key *k, int status, const char *why);

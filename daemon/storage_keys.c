@@ -162,7 +162,6 @@ void mirror_take(struct mirror *m, struct key *k) {
 
 void mirror_give(struct mirror *m, struct key *k, bool again) {
         set_busy(m, k, false);
-        k->epoch = m->epoch;
         if (again)
                 set_dirty(m, k, true);
 }

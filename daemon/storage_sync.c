@@ -47,6 +47,7 @@ static void sync_end(struct sync *s, int status, const struct om_error *e) {
         struct key *k = s->key;
 
         mirror_give(m, k, status < 0);
+        k->epoch = m->epoch;
         if (status < 0 && s->part == m->target && is_refusal(status) && status != -ENOBUFS) {
                 mirror_refuse(m, k, status, e ? e->message : NULL);
         } else if (status < 0) {
@@ -215,6 +216,7 @@ static void metrics_over(struct mirror *m, void *ctx, int status) {
         struct key *k = ctx;
 
         mirror_give(m, k, status < 0);
+        k->epoch = m->epoch;
         if (status >= 0)
                 m->n_synced++;
         mirror_settle(m, k);

@@ -305,7 +305,11 @@ static void read_page(struct verify *v) {
 
         v->part = p;
         v->list = (struct om_store_list){
-                .op = { .done = on_page }, .kind = (enum om_store_kind) v->kind, .cursor = v->cursor, .limit = PAGE
+                .op = { .done = on_page },
+                .kind = (enum om_store_kind) v->kind,
+                .cursor = v->cursor,
+                .limit = PAGE,
+                .keys_only = v->of_target && v->kind != OM_STORE_METRICS /* the source's were compared, value by value */
         };
         if (status == 0)
                 status = p->ops->list(p->store, &v->list, &error);

@@ -107,7 +107,9 @@ static void ended(struct walk *w) {
 }
 
 static void list(struct walk *w, struct part *p, om_op_done_fn *done) {
-        w->list = (struct om_store_list){ .kind = w->kind, .cursor = w->cursor, .limit = PAGE };
+        w->list = (struct om_store_list){
+                .kind = w->kind, .cursor = w->cursor, .limit = PAGE, .keys_only = w->step != WALK_COPY && w->kind != OM_STORE_METRICS
+        };
         if (p != w->m->target && by_time(w->kind))
                 w->list.since_ms = w->since_ms;
         submit(w, p, done);
@@ -347,8 +349,7 @@ static void on_put(struct om_op *op, int status, const struct om_error *e) {
                 struct key *k = w->keys[i];
                 int outcome = status < 0 ? status : w->outcomes[i].status;
 
-                k->busy = false;
-                m->kinds[k->kind].n_busy--;
+                mirror_give(m, k, false);
                 k->epoch = m->epoch;
                 if (outcome == 0) {
                         mirror_settle(m, k);
@@ -414,8 +415,7 @@ static int choose(struct walk *w) {
                 k = mirror_key(m, w->kind, w->entries[i].key, name, true);
                 if (!k)
                         return -ENOMEM;
-                k->busy = true;
-                m->kinds[w->kind].n_busy++;
+                mirror_take(m, k);
                 w->keys[w->n_chosen] = k;
                 w->chosen[w->n_chosen++] = w->entries[i];
         }
@@ -424,8 +424,7 @@ static int choose(struct walk *w) {
 
 static void unchoose(struct walk *w) {
         for (size_t i = 0; i < w->n_chosen; i++) {
-                w->keys[i]->busy = false;
-                w->m->kinds[w->kind].n_busy--;
+                mirror_give(w->m, w->keys[i], false);
                 mirror_settle(w->m, w->keys[i]);
         }
         w->n_chosen = 0;

@@ -17,16 +17,16 @@ enum { PAGE = 100, PAGE_MAX = 10000, PAGE_BYTES = 16 << 20, TELL_AGAIN_MS = 100 
 
 /* -- reading ------------------------------------------------------------------------------------------------------- */
 
-/* Copies an entry into `a`, its value read. */
-static int show(
-        struct om_file_table *t, const struct om_file_entry *entry, struct om_arena *a, struct om_store_entry *ret, struct om_error *e) {
+/* Copies an entry into `a`, its value read if that is wanted. */
+static int show(struct om_file_table *t, const struct om_file_entry *entry, bool value, struct om_arena *a, struct om_store_entry *ret,
+        struct om_error *e) {
         ret->key = om_arena_copy(a, om_file_key(entry));
         ret->name = om_arena_copy(a, om_file_name(entry));
         ret->topic = om_arena_copy(a, om_file_topic(entry));
         ret->status = om_arena_copy(a, om_file_status(entry));
         ret->saved_ms = entry->saved_ms;
         ret->expires_ms = entry->expires_ms;
-        return om_file_table_read(t, entry, a, &ret->value, e);
+        return value ? om_file_table_read(t, entry, a, &ret->value, e) : 0;
 }
 
 static int run_get(struct om_file_table *t, struct om_file_job *job) {
@@ -36,7 +36,7 @@ static int run_get(struct om_file_table *t, struct om_file_job *job) {
                 job->name.p ? om_file_index_find(&t->index, job->key, job->name) : om_file_index_newest(&t->index, job->key, now);
         if (!entry || !om_file_alive(entry, now))
                 return om_error_set(&job->error, OM_NOT_FOUND, "there is no such entry in %s", t->name);
-        return show(t, entry, &op->arena, &op->entry, &job->error);
+        return show(t, entry, true, &op->arena, &op->entry, &job->error);
 }
 
 static bool wanted(const struct om_file_table *t, const struct om_file_job *job, const struct om_file_entry *entry, int64_t now) {
@@ -98,7 +98,7 @@ static int run_list(struct om_file_table *t, struct om_file_job *job) {
                         op->next_cursor = om_arena_copy(&op->arena, om_span_of(cursor));
                         break;
                 }
-                r = show(t, entry, &op->arena, &op->entries[op->n], &job->error);
+                r = show(t, entry, !op->keys_only, &op->arena, &op->entries[op->n], &job->error);
                 if (r < 0)
                         return r;
                 op->n++;

@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A connection's life and its channels: see link.h.
+ * A connection's life: see link.h. Its channels are channel.c's.
  *
  *     WAITING ─▶ CONNECTING ─▶ GREETING ─▶ UP ─▶ CLOSING
  *        ▲            │            │        │
  *        └────────────┴────────────┴────────┘   any failure, with backoff
  *
  * Always true:
- *   - a channel's `first` … `last` are the calls that the broker owes an answer, oldest first, each with its frame, so that it can be made
- *     again;
  *   - the owner's functions are called last in an event, and after each `epoch` and `dead` are looked at: the owner may have ended the
  *     connection or freed the link, which lives until the end of the turn;
  *   - `beat` runs only while UP, at half of what was agreed on; `timer` only while something is awaited.
@@ -28,58 +26,9 @@
 #include <stdlib.h>
 #include <sys/socket.h>
 
-#include "link.h"
+#include "link_state.h"
 
 enum { BACKOFF_BASE_MS = 50, BACKOFF_MAX_MS = 1000, READ_BYTES = 256 << 10, GOODBYE_MS = 1000 };
-
-enum link_state { LINK_WAITING, LINK_CONNECTING, LINK_GREETING, LINK_UP, LINK_CLOSING };
-
-struct call {
-        struct call *next;
-        amqp_method_number_t id;
-        rmq_answer_fn *fn; /* NULL: nobody waits */
-        void *ctx;
-        size_t len;
-        char frame[];
-};
-struct rmq_channel {
-        struct rmq_link *link;
-        uint16_t number;
-        bool sturdy;
-        const struct rmq_channel_events *events;
-        void *ctx;
-        struct call *first, *last;
-        unsigned skip; /* answers to come that belong to nobody: of an opening */
-        bool closing;  /* we have closed it: what comes before close-ok is old */
-};
-struct rmq_link {
-        struct om_host *host;
-        struct evdns_base *dns;
-        const struct rmq_settings *settings;
-        struct ssl_ctx_st *tls;
-        const char *client_name;
-        const struct rmq_link_events *events;
-        void *ctx;
-        enum link_state state;
-        bool dead, heard, blocked, probing;
-        unsigned epoch; /* of the connection */
-        size_t at;      /* which host */
-        unsigned tries;
-        char where[280], version[80];
-        struct bufferevent *bev;
-        struct ssl_st *ssl; /* bev's */
-        struct rmq_in in;
-        struct om_buf out; /* scratch */
-        struct event *timer, *beat;
-        int64_t read_ms, written_ms;
-        unsigned beat_ms;
-        size_t frame_max;
-        struct rmq_channel *channels[RMQ_CHANNEL_MAX + 1];
-        struct rmq_channel *prober; /* nothing else is asked on it, so nothing holds an answer up */
-        unsigned n_channels, channel_max;
-        void (*closed)(void *ctx);
-        struct om_post gone;
-};
 
 static void arm(struct event *timer, int64_t ms) {
         struct timeval tv = { .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 };
@@ -89,7 +38,7 @@ static void arm(struct event *timer, int64_t ms) {
 
 /* -- writing --------------------------------------------------------------------------------------------------------- */
 
-static int write_bytes(struct rmq_link *l, struct om_span bytes) {
+int rmq_write(struct rmq_link *l, struct om_span bytes) {
         if (evbuffer_add(bufferevent_get_output(l->bev), bytes.p, bytes.len) < 0)
                 return -ENOMEM;
         l->written_ms = om_clock_ms();
@@ -97,30 +46,17 @@ static int write_bytes(struct rmq_link *l, struct om_span bytes) {
 }
 
 /* Half a frame on the wire would be the end of it: evbuffer_add() takes all or nothing. */
-static int write_method(struct rmq_link *l, uint16_t channel, amqp_method_number_t id, void *method) {
+int rmq_write_method(struct rmq_link *l, uint16_t channel, amqp_method_number_t id, void *method) {
         int r;
 
         om_buf_clear(&l->out);
         r = rmq_put_method(&l->out, channel, id, method);
-        return r < 0 ? r : write_bytes(l, om_buf_span(&l->out));
+        return r < 0 ? r : rmq_write(l, om_buf_span(&l->out));
 }
 
 /* -- ends ------------------------------------------------------------------------------------------------------------ */
 
 static void connect_next(struct rmq_link *l);
-
-/* The list is taken first: who is told may call. */
-static void give_up_calls(struct rmq_channel *c, const struct om_error *e) {
-        struct call *call = c->first, *next;
-
-        c->first = c->last = NULL;
-        for (; call; call = next) {
-                next = call->next;
-                if (call->fn && !c->link->dead)
-                        call->fn(call->ctx, &(struct rmq_answer){ .status = -EAGAIN, .error = e });
-                free(call);
-        }
-}
 
 static void disconnect(struct rmq_link *l) {
         l->epoch++;
@@ -134,12 +70,10 @@ static void disconnect(struct rmq_link *l) {
 }
 
 static void give_up(struct rmq_link *l, const struct om_error *e) {
-        for (unsigned i = 1; i <= l->n_channels; i++) {
-                l->channels[i]->skip = 0;
-                l->channels[i]->closing = false;
-        }
+        for (unsigned i = 1; i <= l->n_channels; i++)
+                rmq_channel_lost(l->channels[i]);
         for (unsigned i = 1; i <= l->n_channels && !l->dead; i++)
-                give_up_calls(l->channels[i], e);
+                rmq_channel_give_up(l->channels[i], e);
 }
 
 static void is_closed(struct rmq_link *l) {
@@ -182,7 +116,7 @@ static void fail_text(struct rmq_link *l, enum om_kind kind, const char *text) {
         fail(l, &e);
 }
 
-static void no_memory(struct rmq_link *l) { fail_text(l, OM_UNAVAILABLE, "out of memory"); }
+void rmq_link_no_memory(struct rmq_link *l) { fail_text(l, OM_UNAVAILABLE, "out of memory"); }
 
 /* -- the greeting ----------------------------------------------------------------------------------------------------- */
 
@@ -220,8 +154,8 @@ static void start_ok(struct rmq_link *l, const amqp_connection_start_t *start) {
         om_buf_putc(&secret, 0);
         om_buf_puts(&secret, l->settings->password);
         ok.response = l->settings->auth ? rmq_text("") : rmq_bytes(om_buf_span(&secret));
-        if (!om_buf_ok(&secret) || write_method(l, 0, AMQP_CONNECTION_START_OK_METHOD, &ok) < 0)
-                no_memory(l);
+        if (!om_buf_ok(&secret) || rmq_write_method(l, 0, AMQP_CONNECTION_START_OK_METHOD, &ok) < 0)
+                rmq_link_no_memory(l);
         om_buf_deinit(&secret);
 }
 
@@ -237,17 +171,9 @@ static void tune_ok(struct rmq_link *l, const amqp_connection_tune_t *tune) {
         l->channel_max = ok.channel_max;
         l->frame_max = l->in.frame_max = ok.frame_max;
         l->beat_ms = ok.heartbeat * 1000u;
-        if (write_method(l, 0, AMQP_CONNECTION_TUNE_OK_METHOD, &ok) < 0 || write_method(l, 0, AMQP_CONNECTION_OPEN_METHOD, &open) < 0)
-                no_memory(l);
-}
-
-static int channel_open(struct rmq_channel *c) {
-        amqp_channel_open_t open = { .out_of_band = amqp_empty_bytes };
-        int r = write_method(c->link, c->number, AMQP_CHANNEL_OPEN_METHOD, &open);
-
-        if (r == 0)
-                c->skip++;
-        return r;
+        if (rmq_write_method(l, 0, AMQP_CONNECTION_TUNE_OK_METHOD, &ok) < 0 ||
+                rmq_write_method(l, 0, AMQP_CONNECTION_OPEN_METHOD, &open) < 0)
+                rmq_link_no_memory(l);
 }
 
 static void is_up(struct rmq_link *l) {
@@ -255,8 +181,8 @@ static void is_up(struct rmq_link *l) {
         event_del(l->timer);
         arm(l->beat, l->beat_ms / 2);
         for (unsigned i = 1; i <= l->n_channels; i++)
-                if (channel_open(l->channels[i]) < 0) {
-                        no_memory(l);
+                if (rmq_channel_open(l->channels[i]) < 0) {
+                        rmq_link_no_memory(l);
                         return;
                 }
         l->events->up(l->ctx);
@@ -269,7 +195,7 @@ static void on_close(struct rmq_link *l, const amqp_connection_close_t *close) {
         struct om_error e = OM_ERROR_INIT;
 
         rmq_error(close->reply_code, rmq_span(close->reply_text), l->where, l->settings, l->state == LINK_GREETING, &e);
-        write_method(l, 0, AMQP_CONNECTION_CLOSE_OK_METHOD, &ok); /* best effort: the broker is leaving */
+        rmq_write_method(l, 0, AMQP_CONNECTION_CLOSE_OK_METHOD, &ok); /* best effort: the broker is leaving */
         bufferevent_flush(l->bev, EV_WRITE, BEV_FLUSH);
         fail(l, &e);
 }
@@ -283,7 +209,7 @@ static void on_blocked(struct rmq_link *l, bool blocked, struct om_span reason) 
                 l->events->blocked(l->ctx, blocked, text);
 }
 
-static void nobody_asked(struct rmq_link *l, amqp_method_number_t id) {
+void rmq_link_nobody_asked(struct rmq_link *l, amqp_method_number_t id) {
         const char *name = amqp_method_name(id);
         char text[80];
 
@@ -319,155 +245,7 @@ static void take_own(struct rmq_link *l, const struct rmq_event *ev) {
                 on_blocked(l, false, OM_SPAN(""));
                 break;
         default:
-                nobody_asked(l, ev->id);
-                break;
-        }
-}
-
-/* -- what comes on others --------------------------------------------------------------------------------------------- */
-
-/* Takes a call out of those that wait; `before` is the one before it, or NULL. */
-static struct call *take_out(struct rmq_channel *c, struct call *before, struct call *call) {
-        *(before ? &before->next : &c->first) = call->next;
-        if (c->last == call)
-                c->last = before;
-        return call;
-}
-
-/* The consumer's tag in the frame of a basic.consume or basic.cancel: a length and so many bytes, after head, method and what comes first.
- */
-static bool is_of_consumer(const struct call *call, amqp_bytes_t tag) {
-        size_t at = 7 + 4;
-
-        if (call->id == AMQP_BASIC_CONSUME_METHOD) { /* a ticket and the queue */
-                at += 2;
-                at += 1 + (unsigned char) call->frame[at];
-        }
-        return call->len > at + tag.len && (unsigned char) call->frame[at] == tag.len &&
-                memcmp(call->frame + at + 1, tag.bytes, tag.len) == 0;
-}
-
-/* In AMQP the answer to a method is the next number, and the one after that when there is nothing to get. */
-static bool answers(const struct call *call, const struct rmq_event *ev) {
-        if (ev->id != call->id + 1 && (call->id != AMQP_BASIC_GET_METHOD || ev->id != AMQP_BASIC_GET_EMPTY_METHOD))
-                return false;
-        if (ev->id == AMQP_BASIC_CONSUME_OK_METHOD)
-                return is_of_consumer(call, ((amqp_basic_consume_ok_t *) ev->method)->consumer_tag);
-        return ev->id != AMQP_BASIC_CANCEL_OK_METHOD || is_of_consumer(call, ((amqp_basic_cancel_ok_t *) ev->method)->consumer_tag);
-}
-
-/* RabbitMQ lets the answers of queues, to consume and cancel, be overtaken by its own to what came later: the oldest that it answers. */
-static struct call *answered_by(struct rmq_channel *c, const struct rmq_event *ev) {
-        struct call *before = NULL, *call = c->first;
-
-        for (; call && !answers(call, ev); call = call->next)
-                before = call;
-        return call ? take_out(c, before, call) : NULL;
-}
-
-static void answer(struct rmq_channel *c, struct rmq_event *ev) {
-        struct call *call;
-
-        if (c->skip && ev->id == AMQP_CHANNEL_OPEN_OK_METHOD) {
-                c->skip--;
-                return;
-        }
-        call = answered_by(c, ev);
-        if (call && call->fn)
-                call->fn(call->ctx, &(struct rmq_answer){ .event = ev });
-        else if (!call && ev->id != AMQP_BASIC_CANCEL_OK_METHOD) /* that one comes twice when the queue is deleted meanwhile (3.10) */
-                nobody_asked(c->link, ev->id);
-        free(call);
-}
-
-/* The call for which the broker closes the channel, where it is one: what is wrong with a publish or an ack nobody waits for here. */
-static struct call *guilty_of(struct rmq_channel *c, const amqp_channel_close_t *close) {
-        amqp_method_number_t id = (amqp_method_number_t) close->class_id << 16 | close->method_id;
-        struct call *before = NULL, *call = c->first;
-
-        for (; call && call->id != id; call = call->next)
-                before = call;
-        return call ? take_out(c, before, call) : NULL;
-}
-
-/* The channel is opened anew; on a sturdy one the calls that the broker threw away are made again. */
-static int reopen(struct rmq_channel *c) {
-        int r = channel_open(c);
-
-        for (struct call *call = c->first; call && r == 0; call = call->next)
-                r = write_bytes(c->link, (struct om_span){ call->frame, call->len });
-        return r;
-}
-
-static void on_channel_close(struct rmq_channel *c, const amqp_channel_close_t *close) {
-        struct rmq_link *l = c->link;
-        amqp_channel_close_ok_t ok = { 0 };
-        struct om_error e = OM_ERROR_INIT;
-        struct call *guilty = guilty_of(c, close);
-        unsigned epoch = l->epoch;
-        int status = rmq_error(close->reply_code, rmq_span(close->reply_text), l->where, l->settings, false, &e);
-
-        c->skip = 0;
-        c->closing = false;
-        if (write_method(l, c->number, AMQP_CHANNEL_CLOSE_OK_METHOD, &ok) < 0 || (c->sturdy ? reopen(c) : channel_open(c)) < 0) {
-                free(guilty);
-                no_memory(l);
-                return;
-        }
-        if (!c->sturdy)
-                give_up_calls(c, &e);
-        if (guilty && guilty->fn && !l->dead && l->epoch == epoch)
-                guilty->fn(guilty->ctx, &(struct rmq_answer){ .status = status, .error = &e });
-        free(guilty);
-        if (!l->dead && l->epoch == epoch && c->events && c->events->closed)
-                c->events->closed(c->ctx, status, &e);
-}
-
-static void on_confirm(struct rmq_channel *c, uint64_t tag, bool multiple, bool ok) {
-        if (c->events && c->events->confirmed)
-                c->events->confirmed(c->ctx, tag, multiple, ok);
-}
-
-static void take_on(struct rmq_channel *c, struct rmq_event *ev) {
-        if (c->closing && ev->id != AMQP_CHANNEL_CLOSE_OK_METHOD && ev->id != AMQP_CHANNEL_CLOSE_METHOD)
-                return;
-        switch (ev->id) {
-        case AMQP_BASIC_DELIVER_METHOD:
-                if (c->events && c->events->delivered)
-                        c->events->delivered(c->ctx, ev);
-                break;
-        case AMQP_BASIC_RETURN_METHOD:
-                if (c->events && c->events->returned)
-                        c->events->returned(c->ctx, ev);
-                break;
-        case AMQP_BASIC_ACK_METHOD: {
-                const amqp_basic_ack_t *m = ev->method;
-                on_confirm(c, m->delivery_tag, m->multiple, true);
-                break;
-        }
-        case AMQP_BASIC_NACK_METHOD: {
-                const amqp_basic_nack_t *m = ev->method;
-                on_confirm(c, m->delivery_tag, m->multiple, false);
-                break;
-        }
-        case AMQP_BASIC_CANCEL_METHOD:
-                if (c->events && c->events->cancelled)
-                        c->events->cancelled(c->ctx, rmq_span(((amqp_basic_cancel_t *) ev->method)->consumer_tag));
-                break;
-        case AMQP_CHANNEL_CLOSE_METHOD:
-                on_channel_close(c, ev->method);
-                break;
-        case AMQP_CHANNEL_FLOW_METHOD:
-                break; /* RabbitMQ does not send it */
-        case AMQP_CHANNEL_CLOSE_OK_METHOD:
-                if (c->closing) {
-                        c->closing = false;
-                        if (reopen(c) < 0) /* with what was called meanwhile */
-                                no_memory(c->link);
-                }
-                break;
-        default:
-                answer(c, ev);
+                rmq_link_nobody_asked(l, ev->id);
                 break;
         }
 }
@@ -476,7 +254,7 @@ static void take(struct rmq_link *l, struct rmq_event *ev) {
         if (ev->channel == 0)
                 take_own(l, ev);
         else if (l->state == LINK_UP && ev->channel <= l->n_channels)
-                take_on(l->channels[ev->channel], ev);
+                rmq_channel_take(l->channels[ev->channel], ev);
         else if (l->state != LINK_CLOSING)
                 fail_text(l, OM_UNAVAILABLE, "the broker uses a channel that nobody opened");
 }
@@ -489,7 +267,7 @@ static void unreadable(struct rmq_link *l, int r, struct evbuffer *input) {
 
         evbuffer_copyout(input, first, sizeof first);
         if (r == -ENOMEM)
-                no_memory(l);
+                rmq_link_no_memory(l);
         else if (l->heard || r == -EMSGSIZE) {
                 snprintf(text, sizeof text, "what the broker sends is no AMQP: %s", l->in.fault);
                 fail_text(l, r == -EMSGSIZE ? OM_LIMIT : OM_UNAVAILABLE, r == -EMSGSIZE ? l->in.fault : text);
@@ -534,8 +312,8 @@ static void greet(struct rmq_link *l) {
         setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
         setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unanswered_ms, sizeof unanswered_ms);
         l->state = LINK_GREETING;
-        if (write_bytes(l, (struct om_span){ RMQ_HEADER, RMQ_HEADER_LEN }) < 0)
-                no_memory(l);
+        if (rmq_write(l, (struct om_span){ RMQ_HEADER, RMQ_HEADER_LEN }) < 0)
+                rmq_link_no_memory(l);
 }
 
 static void connecting_failed(struct rmq_link *l, int error) {
@@ -619,7 +397,7 @@ static void connect_next(struct rmq_link *l) {
         rmq_in_init(&l->in, (size_t) l->settings->max_message_bytes);
         l->bev = connection_new(l, a->host, &e);
         if (!l->bev) {
-                no_memory(l);
+                rmq_link_no_memory(l);
                 return;
         }
         bufferevent_setcb(l->bev, on_read, NULL, on_event, l);
@@ -663,7 +441,7 @@ static void on_beat(evutil_socket_t fd, short what, void *ctx) {
                 om_buf_clear(&l->out);
                 rmq_put_heartbeat(&l->out);
                 if (om_buf_ok(&l->out))
-                        write_bytes(l, om_buf_span(&l->out));
+                        rmq_write(l, om_buf_span(&l->out));
         }
         arm(l->beat, l->beat_ms / 2);
 }
@@ -722,7 +500,7 @@ void rmq_link_free(struct rmq_link *l) {
         if (l->timer && l->beat)
                 disconnect(l);
         for (unsigned i = 1; i <= l->n_channels; i++)
-                give_up_calls(l->channels[i], &none);
+                rmq_channel_give_up(l->channels[i], &none);
         if (l->timer)
                 event_free(l->timer);
         if (l->beat)
@@ -733,7 +511,7 @@ void rmq_link_free(struct rmq_link *l) {
 
 void rmq_link_close(struct rmq_link *l, void (*closed)(void *ctx)) {
         amqp_connection_close_t close = { .reply_code = AMQP_REPLY_SUCCESS, .reply_text = rmq_text("goodbye") };
-        bool said = l->state == LINK_UP && write_method(l, 0, AMQP_CONNECTION_CLOSE_METHOD, &close) == 0;
+        bool said = l->state == LINK_UP && rmq_write_method(l, 0, AMQP_CONNECTION_CLOSE_METHOD, &close) == 0;
 
         l->closed = closed;
         l->state = LINK_CLOSING;
@@ -767,79 +545,4 @@ void rmq_link_probe(struct rmq_link *l) {
                 l->probing = true;
                 arm(l->timer, l->settings->connect_timeout_ms);
         }
-}
-
-/* -- channels -------------------------------------------------------------------------------------------------------- */
-
-struct rmq_channel *rmq_channel_new(struct rmq_link *l, bool sturdy, const struct rmq_channel_events *events, void *ctx) {
-        struct rmq_channel *c;
-
-        if (l->n_channels >= l->channel_max || !(c = calloc(1, sizeof *c)))
-                return NULL;
-        c->link = l;
-        c->number = (uint16_t) (l->n_channels + 1);
-        c->sturdy = sturdy;
-        c->events = events;
-        c->ctx = ctx;
-        if (l->state == LINK_UP && channel_open(c) < 0) {
-                free(c);
-                return NULL;
-        }
-        l->channels[++l->n_channels] = c;
-        return c;
-}
-
-uint16_t rmq_channel_number(const struct rmq_channel *c) { return c->number; }
-
-int rmq_call(struct rmq_channel *c, amqp_method_number_t id, void *method, rmq_answer_fn *fn, void *ctx) {
-        struct rmq_link *l = c->link;
-        struct call *call;
-        int r;
-
-        if (l->state != LINK_UP)
-                return -EAGAIN;
-        om_buf_clear(&l->out);
-        r = rmq_put_method(&l->out, c->number, id, method);
-        if (r < 0)
-                return r;
-        call = malloc(sizeof *call + l->out.len);
-        if (!call)
-                return -ENOMEM;
-        *call = (struct call){ .id = id, .fn = fn, .ctx = ctx, .len = l->out.len };
-        memcpy(call->frame, l->out.data, l->out.len);
-        if (!c->closing && write_bytes(l, om_buf_span(&l->out)) < 0) {
-                free(call);
-                return -ENOMEM;
-        }
-        *(c->last ? &c->last->next : &c->first) = call;
-        c->last = call;
-        return 0;
-}
-
-int rmq_cast(struct rmq_channel *c, amqp_method_number_t id, void *method) {
-        if (c->link->state != LINK_UP || c->closing)
-                return -EAGAIN;
-        return write_method(c->link, c->number, id, method);
-}
-
-int rmq_send(struct rmq_channel *c, struct om_span frames) {
-        if (c->link->state != LINK_UP || c->closing)
-                return -EAGAIN;
-        return write_bytes(c->link, frames);
-}
-
-void rmq_channel_reset(struct rmq_channel *c) {
-        amqp_channel_close_t close = { .reply_code = AMQP_REPLY_SUCCESS, .reply_text = rmq_text("") };
-        struct om_error e = OM_ERROR_INIT;
-
-        if (c->link->state != LINK_UP || c->closing)
-                return;
-        if (write_method(c->link, c->number, AMQP_CHANNEL_CLOSE_METHOD, &close) < 0) {
-                no_memory(c->link);
-                return;
-        }
-        c->closing = true;
-        c->skip = 0;
-        om_error_set(&e, OM_UNAVAILABLE, "RabbitMQ: the channel was closed by us");
-        give_up_calls(c, &e);
 }

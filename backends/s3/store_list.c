@@ -25,6 +25,7 @@ struct list {
         struct om_span key, name, topic, status;
         int64_t since_ms, until_ms;
         size_t limit;
+        bool names_do;           /* a place says all that is wanted */
         char first[S3_NAME_MAX]; /* the cursor that was given, or where `until` begins */
         struct om_arena arena;   /* what goes to the core */
         struct om_store_entry *entries;
@@ -203,13 +204,56 @@ static int look_at(const struct list *l, const struct s3_listed *listed, struct 
         return may_match(l, i) ? TAKE : SKIP;
 }
 
+/* Without reading a result: 1; 0: its names were cut; -ENOMEM. */
+static int add_name(struct list *l, const struct s3_index *i) {
+        struct om_buf key = OM_BUF_INIT, name = OM_BUF_INIT;
+        struct om_store_entry e = { .saved_ms = i->saved_ms, .expires_ms = i->expires_ms };
+        int r = 0;
+
+        if (s3_entry_read(i->rest, &key, &name)) {
+                e.key = om_buf_span(&key);
+                e.name = om_buf_span(&name);
+                r = add(l, &e) ? 1 : -ENOMEM;
+        }
+        om_buf_deinit(&key);
+        om_buf_deinit(&name);
+        return r;
+}
+
+/* Those at the beginning whose names are enough. */
+static int take_names(struct list *l) {
+        struct s3_index index;
+        size_t size;
+        int r = 1;
+
+        while (l->names_do && l->at < l->n_names && !is_full(l)) {
+                const struct s3_listed *listed = &l->page.names[l->at];
+                int what = look_at(l, listed, &index, &size);
+
+                if (what == TAKE)
+                        r = add_name(l, &index);
+                if (what == STOP || r <= 0)
+                        break;
+                snprintf(l->cursor, sizeof l->cursor, "%s", listed->name);
+                l->at++;
+        }
+        return r;
+}
+
 /* The next ones that may match, as many as the page has room for. */
 static void window(struct list *l) {
-        size_t room = l->limit - l->n < WINDOW ? l->limit - l->n : WINDOW, bytes = l->bytes, size;
+        size_t room, bytes, size;
         struct s3_index index;
+        struct om_error e;
         bool stopped = false;
 
         l->load_status = 0;
+        if (take_names(l) < 0) {
+                over(l, om_error_set_errno(&e, ENOMEM, "S3"), &e);
+                return;
+        }
+        room = l->limit - l->n < WINDOW ? l->limit - l->n : WINDOW;
+        bytes = l->bytes;
         while (l->at < l->n_names && l->n_loads < room && (bytes < PAGE_BYTES || !l->n_loads)) {
                 const struct s3_listed *listed = &l->page.names[l->at];
                 int what = look_at(l, listed, &index, &size);
@@ -339,6 +383,7 @@ int s3_store_list(struct om_store *s, struct om_store_list *op, struct om_error 
         l->since_ms = op->since_ms;
         l->until_ms = op->until_ms;
         l->limit = op->limit ? op->limit : PAGE;
+        l->names_do = op->keys_only && l->kind == OM_STORE_RESULTS && !op->key.p && !op->name.p && !op->topic.p && !op->status.p;
         if (!copy_filter(l, op->key, &l->key) || !copy_filter(l, op->name, &l->name) || !copy_filter(l, op->topic, &l->topic) ||
                 !copy_filter(l, op->status, &l->status))
                 r = om_error_set_errno(e, ENOMEM, "S3");

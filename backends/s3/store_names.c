@@ -33,6 +33,13 @@ void s3_entry_name(char out[static S3_NAME_MAX], enum om_store_kind kind, struct
         text_of(out, &b);
 }
 
+bool s3_entry_read(const char *rest, struct om_buf *key, struct om_buf *name) {
+        const char *dot = strchr(rest, '.');
+
+        return dot && om_safe_name_read(key, (struct om_span){ rest, (size_t) (dot - rest) }) &&
+                om_safe_name_read(name, om_span_of(dot + 1)) && om_buf_ok(key) && om_buf_ok(name);
+}
+
 void s3_kind_prefix(char out[static S3_NAME_MAX], enum om_store_kind kind, struct om_span key) {
         struct om_buf b = OM_BUF_INIT;
 

@@ -44,6 +44,8 @@ enum { KINDS = OM_STORE_KEYS + 1, LOCK_BUCKETS = 256, ETAGS = 1024, OBJECT_MAX =
 /* -- names (store_names.c) ---------------------------------------------------------------------------------------------------- */
 
 void s3_entry_name(char out[static S3_NAME_MAX], enum om_store_kind kind, struct om_span key, struct om_span name);
+/* Key and name of a result again, from the K.N of its names; false where that was cut. */
+bool s3_entry_read(const char *rest, struct om_buf *key, struct om_buf *name);
 /* What all names of a kind begin with, those of one key where it is given; of settings: of those whose key may begin with `key`. */
 void s3_kind_prefix(char out[static S3_NAME_MAX], enum om_store_kind kind, struct om_span key);
 uint32_t s3_name_hash(struct om_span text);

@@ -116,6 +116,22 @@ static void record(struct om_span text) {
         om_arena_deinit(&arena);
 }
 
+/* What a name says is written as a name that says the same. */
+static void key_and_name(const char *rest) {
+        struct om_buf key = OM_BUF_INIT, name = OM_BUF_INIT, key2 = OM_BUF_INIT, name2 = OM_BUF_INIT;
+        char again[S3_NAME_MAX];
+
+        if (s3_entry_read(rest, &key, &name)) {
+                s3_entry_name(again, OM_STORE_RESULTS, om_buf_span(&key), om_buf_span(&name));
+                if (s3_entry_read(again + 2, &key2, &name2)) /* else it was too long, or there was no memory */
+                        MUST(om_span_eq(om_buf_span(&key), om_buf_span(&key2)) && om_span_eq(om_buf_span(&name), om_buf_span(&name2)));
+        }
+        om_buf_deinit(&key);
+        om_buf_deinit(&name);
+        om_buf_deinit(&key2);
+        om_buf_deinit(&name2);
+}
+
 static void place(struct om_span text) {
         char name[S3_NAME_MAX], again[S3_NAME_MAX];
         struct s3_index i;
@@ -129,6 +145,7 @@ static void place(struct om_span text) {
         snprintf(again, sizeof again, "%c/%016llx%016llx.%012llx.%08x%08x%08x.%08zx.%s", name[0], ~(unsigned long long) i.saved_ms,
                 ~(unsigned long long) i.version, (unsigned long long) i.expires_ms, i.topic, i.agent, i.status, i.size, i.rest);
         MUST(strcmp(name, again) == 0);
+        key_and_name(i.rest);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

@@ -299,6 +299,31 @@ START_TEST(test_names_stand_newest_first_and_say_what_they_are_of) {
 }
 END_TEST
 
+START_TEST(test_a_name_says_its_key_and_name_unless_it_was_cut) {
+        static const char *const pairs[][2] = { { "task-1", "agent" }, { "a.b/c", "" }, { "=41 %~+", "\xc3\xa9.\xff" }, { "", "n" } };
+        static const char *const none[] = { "", "nodot", "a.b.c", "a=4.b", "a=4g.b", "a=.b", "a~.b", "a/b.c" };
+        char name[S3_NAME_MAX], longest[200];
+        struct om_buf key = OM_BUF_INIT, agent = OM_BUF_INIT;
+        for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++) {
+                s3_entry_name(name, OM_STORE_RESULTS, om_span_of(pairs[i][0]), om_span_of(pairs[i][1]));
+                ck_assert(s3_entry_read(name + 2, &key, &agent));
+                ck_assert(om_span_is(om_buf_span(&key), pairs[i][0]) && om_span_is(om_buf_span(&agent), pairs[i][1]));
+                om_buf_clear(&key);
+                om_buf_clear(&agent);
+        }
+        for (size_t i = 0; i < sizeof(none) / sizeof(none[0]); i++) {
+                ck_assert_msg(!s3_entry_read(none[i], &key, &agent), "%s", none[i]);
+                om_buf_clear(&key);
+                om_buf_clear(&agent);
+        }
+        memset(longest, 'x', sizeof longest);
+        s3_entry_name(name, OM_STORE_RESULTS, (struct om_span){ longest, sizeof longest }, OM_SPAN("agent"));
+        ck_assert(!s3_entry_read(name + 2, &key, &agent));
+        om_buf_deinit(&key);
+        om_buf_deinit(&agent);
+}
+END_TEST
+
 START_TEST(test_records_read_back_the_same_and_what_is_none_is_refused) {
         static const char *const none[] = { "", "x", "7", "{}", "{\"saved_ms\":1}", "{\"saved_ms\":1,\"value\":1,\"more\":2}",
                 "{\"saved_ms\":\"1\",\"value\":1}", "{\"saved_ms\":1,\"value\":1}}" };
@@ -854,6 +879,7 @@ int main(void) {
         tcase_add_test(pure, test_our_rules_are_merged_and_those_of_others_left_byte_for_byte);
         tcase_add_test(pure, test_a_rule_that_is_disabled_or_too_early_does_not_count);
         tcase_add_test(pure, test_names_stand_newest_first_and_say_what_they_are_of);
+        tcase_add_test(pure, test_a_name_says_its_key_and_name_unless_it_was_cut);
         tcase_add_test(pure, test_records_read_back_the_same_and_what_is_none_is_refused);
         tcase_add_test(services, test_credentials_of_the_url_come_before_the_environments);
         tcase_add_test(services, test_credentials_of_the_environment_come_before_the_files);
