@@ -26,6 +26,7 @@ static int show(struct om_file_table *t, const struct om_file_entry *entry, bool
         ret->status = om_arena_copy(a, om_file_status(entry));
         ret->saved_ms = entry->saved_ms;
         ret->expires_ms = entry->expires_ms;
+        ret->value = OM_SPAN_NONE;
         return value ? om_file_table_read(t, entry, a, &ret->value, e) : 0;
 }
 

@@ -266,6 +266,35 @@ START_TEST(test_list_filters_by_topic_agent_status_and_time) {
 }
 END_TEST
 
+START_TEST(test_list_of_keys_alone_has_the_same_keys) {
+        struct user u;
+        char id[16];
+        struct om_store_list all = { .kind = OM_STORE_RESULTS, .limit = 7 },
+                             keys = { .kind = OM_STORE_RESULTS, .limit = 7, .keys_only = true };
+        open_nth(&u, _i);
+        for (int i = 0; i < 10; i++) {
+                struct om_store_entry e = { .key = (snprintf(id, sizeof(id), "%d/%d", i, i), om_span_of(id)),
+                        .name = OM_SPAN("agent"),
+                        .topic = OM_SPAN("t"),
+                        .status = OM_SPAN("completed"),
+                        .value = OM_SPAN("0"),
+                        .saved_ms = 1000 + i,
+                        .expires_ms = 4102444800000 };
+                ck_assert_int_eq(user_put(&u, OM_STORE_RESULTS, &e), 0);
+        }
+        ck_assert_int_eq(user_list(&u, &all), 0);
+        ck_assert_int_eq(user_list(&u, &keys), 0);
+        ck_assert_uint_eq(keys.n, 7);
+        ck_assert(keys.next_cursor.p);
+        for (size_t i = 0; i < keys.n; i++) {
+                const struct om_store_entry *a = &all.entries[i], *b = &keys.entries[i];
+                ck_assert(om_span_eq(a->key, b->key) && om_span_eq(a->name, b->name));
+                ck_assert(a->saved_ms == b->saved_ms && a->expires_ms == b->expires_ms && (!b->value.p || om_span_eq(a->value, b->value)));
+        }
+        close_it(&u);
+}
+END_TEST
+
 START_TEST(test_clearing_one_kind_leaves_the_others) {
         struct user u;
         struct om_store_entry setting = { .key = OM_SPAN("k"), .value = OM_SPAN("1") };
@@ -578,6 +607,7 @@ static void add_cases(TCase *t, int first, int end) {
         tcase_add_loop_test(t, test_cursor_walks_all_once_newest_first_while_more_are_written, first, end);
         tcase_add_loop_test(t, test_list_steps_over_what_was_deleted, first, end);
         tcase_add_loop_test(t, test_list_filters_by_topic_agent_status_and_time, first, end);
+        tcase_add_loop_test(t, test_list_of_keys_alone_has_the_same_keys, first, end);
         tcase_add_loop_test(t, test_clearing_one_kind_leaves_the_others, first, end);
         tcase_add_loop_test(t, test_settings_of_every_json_type_come_back_as_they_were, first, end);
         tcase_add_loop_test(t, test_keys_may_be_any_text, first, end);
