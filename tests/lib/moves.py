@@ -33,8 +33,9 @@ def follow(client, until, timeout=120):
     """The status, once `until` says so: told by the daemon, not asked for again and again. It may take as long as it gets on."""
     now, far, end = status(client), None, 0
     while not until(now):
-        if far != (now.get("done"), now.get("verify", {}).get("compared")):
-            far, end = (now.get("done"), now.get("verify", {}).get("compared")), time.monotonic() + timeout
+        at = (now.get("done"), (now.get("verify") or {}).get("compared"))
+        if far != at:
+            far, end = at, time.monotonic() + timeout
         assert time.monotonic() < end, now
         now = status(client, seen=now["revision"], wait_ms=5000)
     return now
