@@ -33,7 +33,8 @@ struct change {
         char topic[OM_TOPIC_MAX + 1], agent[OM_NAME_MAX + 1], nt[NATS_NAME_MAX + 1], na[NATS_NAME_MAX + 1];
         struct topic *t;
         char dead[STREAM_NAME_MAX], again[STREAM_NAME_MAX];
-        bool delete_dead;
+        bool delete_dead, deletes; /* the topic, now */
+        unsigned deletions;        /* of the topic, when its other groups were asked for */
         enum om_start start;
         int64_t start_ms;
         uint64_t *ids, n_done;
@@ -67,6 +68,8 @@ static void over(struct change *c, int status, const struct om_error *e) {
 
         if (op)
                 op->ret_n = c->n_done;
+        if (c->deletes)
+                nats_topic_deletion(c->t, false);
         om_job_over(&c->job.base, status, e);
 }
 
@@ -187,13 +190,14 @@ static void other_groups_came(struct roll *r, int status, const struct om_error 
         revoke(c);
         if (status < 0 && status != -ENOENT)
                 over(c, status, e);
-        else if (c->lowest.n && !c->lowest.seq)
+        else if ((c->lowest.n && !c->lowest.seq) || !nats_topic_lasts(c->t, c->deletions))
                 over(c, 0, NULL);
         else
                 nats_purge_start(&c->purge, c->t, c->lowest.n ? c->lowest.seq : c->survey.topics[0]->last, group_deleted, c);
 }
 
 static void consumer_deleted(struct change *c, const struct nats_reply *last) {
+        c->deletions = c->t->deletions;
         c->roll = (struct roll){ .each = other_group_came, .done = other_groups_came, .ctx = c };
         nats_roll_start(&c->roll, c->job.bus, c->t->log->name, NULL);
 }
@@ -303,6 +307,8 @@ static void delete_topic(struct change *c) {
                 return;
         }
         c->n_done = t->messages;
+        c->deletes = true;
+        nats_topic_deletion(c->t, true);
         add_streams(c, c->survey.again);
         if (c->delete_dead)
                 add_streams(c, c->survey.dead);

@@ -480,6 +480,13 @@ void nats_note_came(void *ctx, natsMsg *msg) {
                 nats_topics_down(b);
                 return;
         }
+        if (text.len > 5 && memcmp(text.p, "gone ", 5) == 0) {
+                struct topic *t = nats_topic_get(b, (struct om_span){ text.p + 5, text.len - 5 });
+
+                if (t)
+                        t->deletions++;
+                return;
+        }
         if (text.len > 5 && memcmp(text.p, "join ", 5) == 0) {
                 struct topic *t = nats_topic_get(b, (struct om_span){ text.p + 5, text.len - 5 });
 

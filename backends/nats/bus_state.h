@@ -28,7 +28,8 @@
  *       an idempotency key: the id of the task that was published first, for idempotency_window_ms
  *
  * On the subject omni.note, told and not kept: "STREAM", these replays have a consumer now; "join TOPIC", groups of patterns have one
- * there; "forget", a topic of a shared stream was deleted, or the stream: what is there has to be looked after again.
+ * there; "forget", a topic of a shared stream was deleted, or the stream: what is there has to be looked after again; "gone TOPIC", it is
+ * being deleted, or was.
  */
 #include <errno.h>
 #include <event2/event.h>
@@ -198,7 +199,10 @@ struct topic {
         struct topic *dirty_next, *due_next;
         struct purge sweep;
         struct floor lowest; /* while sweeping */
-        uint64_t floor;      /* finished by all at floor_ms */
+        /* A stream that is made anew begins at 1 again: what a sweep saw of the one before says nothing of it. */
+        unsigned deleting;          /* deletions of the topic that are under way here */
+        unsigned deletions, looked; /* how often one began or ended, here or elsewhere; and that when the sweep began to look */
+        uint64_t floor;             /* finished by all at floor_ms */
         int64_t floor_ms;
 };
 struct topic *nats_topic_get(struct om_bus *b, struct om_span name); /* NULL: out of memory */
@@ -211,6 +215,10 @@ const char *nats_topic_filter(const struct topic *t);
 void nats_topic_need(struct topic *t, struct stream_wait *w);
 void nats_topic_joined(struct topic *t, int status, const struct om_error *e); /* the groups of patterns have their consumers */
 void nats_topic_gone(struct topic *t);                                         /* nobody takes its messages */
+/* Whether it is as it was when it had so many `deletions`: what was seen then may be dropped. */
+static inline bool nats_topic_lasts(const struct topic *t, unsigned deletions) { return !t->deleting && t->deletions == deletions; }
+/* Its deletion begins, or has ended: here and, by a note, on other daemons nothing is dropped for what was seen before. */
+void nats_topic_deletion(struct topic *t, bool begins);
 void nats_topic_touch(struct topic *t); /* something was finished: what nobody needs is dropped soon */
 void nats_topics_down(struct om_bus *b);
 void nats_topics_free(struct om_bus *b);

@@ -5,6 +5,7 @@
  * Always true:
  *   - the sweep purges below the lowest ack floor of all groups, and only where there is a group (B3, B4). With retention_ms it purges what
  * was below that floor retention_ms ago, as far as this daemon has seen: later rather than early;
+ *   - what it looked at before a topic was deleted, or meanwhile, purges nothing: a topic that is made anew counts from 1 again;
  *   - its timer runs only while a topic is dirty: something was finished since it was looked at;
  *   - a round looks at all dirty topics of a stream at once. That of a stream with many consumers takes time, and then rests for longer;
  *   - in a shared stream a topic's record says up to where its messages count as gone, and how many they are, before they are dropped: at
@@ -169,6 +170,11 @@ static void looked(struct topic *t) {
         uint64_t floor = t->lowest.n ? t->lowest.seq : 0;
 
         t->sweeping = false;
+        if (!nats_topic_lasts(t, t->looked)) {
+                t->floor = 0;
+                nats_topic_touch(t);
+                return;
+        }
         if (!floor)
                 return;
         if (keep == 0 || (t->floor && t->floor_ms + keep <= now)) {
@@ -253,6 +259,7 @@ void nats_on_sweep_timer(evutil_socket_t fd, short what, void *ctx) {
                         LL_PREPEND(streams, t->log);
                 t->sweeping = true;
                 t->lowest = (struct floor){ 0 };
+                t->looked = t->deletions;
                 t->due_next = t->log->due;
                 t->log->due = t;
         }

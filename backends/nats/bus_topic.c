@@ -218,6 +218,15 @@ void nats_topic_gone(struct topic *t) {
         nats_needed_forget(&t->log->needed);
 }
 
+void nats_topic_deletion(struct topic *t, bool begins) {
+        char note[OM_TOPIC_MAX + 8];
+
+        t->deleting += begins ? 1u : -1u;
+        t->deletions++;
+        snprintf(note, sizeof note, "gone %s", t->name);
+        nats_tell(t->bus, note);
+}
+
 /* Another server may answer next, or one that lost its memory. */
 void nats_topics_down(struct om_bus *b) {
         if (b->shared)

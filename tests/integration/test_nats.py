@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../lib"))
@@ -81,6 +82,73 @@ def server(kind="plain", value="bus_url"):
 
 def bus(url, more=""):
     return Daemon(env={"EVENT_BUS_URL": url + more})
+
+
+class Holding:
+    """A proxy before the server that can keep one answer back: the next one that contains a text. What comes behind it goes on."""
+
+    def __init__(self, url):
+        host, port = url.split("//")[1].split("?")[0].split(":")
+        self.server, self.text, self.kept, self.came = (host, int(port)), None, None, threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = url.replace(f"{host}:{port}", f"127.0.0.1:{self.listener.getsockname()[1]}")
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, server = self.listener.accept()[0], socket.create_connection(self.server)
+                for run, a, b in ((self.pass_on, client, server), (self.answer, server, client)):
+                    threading.Thread(target=run, args=(a, b), daemon=True).start()
+
+    def pass_on(self, a, b):
+        with contextlib.suppress(OSError):
+            while data := a.recv(65536):
+                b.sendall(data)
+            b.shutdown(socket.SHUT_WR)
+
+    def answer(self, a, b):
+        file = a.makefile("rb")
+        with contextlib.suppress(OSError):
+            while line := file.readline():
+                if line.split(b" ")[0] in (b"MSG", b"HMSG"):
+                    line += file.read(int(line.split()[-1]) + 2)
+                if self.text and self.text in line:
+                    self.text, self.kept = None, (b, line)
+                    self.came.set()
+                    continue
+                b.sendall(line)
+            b.shutdown(socket.SHUT_WR)
+
+    def keep(self, text):
+        self.came.clear()
+        self.text = text
+
+    def release(self):
+        self.kept[0].sendall(self.kept[1])
+
+
+@case
+def what_a_sweep_saw_of_a_topic_that_was_deleted_takes_nothing_from_the_one_made_anew():
+    with server() as url:
+        proxy = Holding(url)
+        with bus(proxy.url) as daemon, contextlib.closing(daemon.connect()) as client:
+            client.register("t", "a")
+            for i in range(3):
+                client.publish("t", i)
+            proxy.keep(b"consumer_list_response")
+            for _ in range(3):
+                client.ack(client.next_task())
+            assert proxy.came.wait(10), "no sweep"
+            client.call("topic.delete", topic="t")
+            for i in (10, 11):
+                client.publish("t", i)
+            proxy.release()
+            time.sleep(0.2)  # nothing may happen
+            assert Stranger(url).ask("$JS.API.STREAM.INFO.omni-t-t")["state"]["messages"] == 2
+            client.register("t", "a")
+            assert [client.next_task()["payload"]["content"] for _ in range(2)] == [10, 11]
+            daemon.stop()
 
 
 @case
