@@ -325,15 +325,16 @@ static int add(struct om_file_index *x, struct om_file_entry *old, const struct 
 }
 
 int om_file_index_put(struct om_file_index *x, const struct om_store_entry *meta, uint64_t sequence, uint64_t place, uint32_t length) {
-        if (x->keyless) { /* NAME.json has no place for them: what is listed before a reopening is listed after it */
-                struct om_store_entry nameless = *meta;
-                nameless.key = nameless.name = OM_SPAN_NONE;
-                return add(x, NULL, &nameless, sequence, place, length);
-        }
-        struct om_file_entry *old = om_file_index_find(x, meta->key, meta->name);
+        struct om_store_entry kept = *meta;
+        /* What NAME.json has no place for is not kept here either: what is listed before a reopening is listed after it. */
+        if (x->nameless)
+                kept.name = OM_SPAN_NONE;
+        if (x->keyless)
+                kept.key = OM_SPAN_NONE;
+        struct om_file_entry *old = x->keyless ? NULL : om_file_index_find(x, kept.key, kept.name);
         if (old && !x->by_time)
-                return put_in_place(x, old, meta, place, length);
-        return add(x, old, meta, sequence, place, length);
+                return put_in_place(x, old, &kept, place, length);
+        return add(x, old, &kept, sequence, place, length);
 }
 
 int om_file_index_add(struct om_file_index *x, const struct om_store_entry *meta, uint64_t sequence, uint64_t place, uint32_t length) {
@@ -361,5 +362,7 @@ void om_file_index_clear(struct om_file_index *x) {
                 free(e);
         }
         free(x->buckets);
-        *x = (struct om_file_index){ .by_time = x->by_time, .name_in_hash = x->name_in_hash, .keyless = x->keyless };
+        *x = (struct om_file_index){
+                .by_time = x->by_time, .name_in_hash = x->name_in_hash, .nameless = x->nameless, .keyless = x->keyless
+        };
 }

@@ -46,7 +46,8 @@ static inline uint64_t om_file_offset(const struct om_file_entry *e) { return e-
 struct om_file_index {
         bool by_time;      /* the order is by saved_ms first */
         bool name_in_hash; /* (key, name) is looked up, and a key has many names: agents of a topic */
-        bool keyless;      /* every entry is its own, without key and name: metrics */
+        bool nameless;     /* a key has no names: settings, keys */
+        bool keyless;      /* every entry is its own: metrics, which are nameless too */
         struct om_file_entry **buckets;
         size_t n_buckets, n;
         struct om_file_entry *first[OM_FILE_LEVELS], *last[OM_FILE_LEVELS];

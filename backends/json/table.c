@@ -54,6 +54,7 @@ void om_file_table_init(struct om_file_table *t) {
         t->writer.index.fd = -1;
         t->index.by_time = t->kind == OM_STORE_RESULTS || t->kind == OM_STORE_METRICS;
         t->index.name_in_hash = t->kind == OM_STORE_AGENTS;
+        t->index.nameless = t->kind != OM_STORE_AGENTS && t->kind != OM_STORE_RESULTS;
         t->index.keyless = t->kind == OM_STORE_METRICS;
 }
 
