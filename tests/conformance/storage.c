@@ -424,7 +424,7 @@ const struct conf_case conf_storage[] = {
         { "S07", "settings of every JSON type, overwrite, list by prefix, delete", settings, 20 },
         { "S08", "keys with : / .. % spaces, quotes, emoji, 500 bytes, SQL and regex text", odd_names, 60 },
         { "S09", "values of 0, 1 byte, 10 MiB", sizes, 60 },
-        { "S10", "32 writers x 1,000 writes: none lost", writers, 60 },
+        { "S10", "32 writers x 1,000 writes: none lost", writers, 120 },
         { "S11", "`put_if_absent` under 32 racers: one winner", one_winner, 30 },
         { "S15", "metrics append and query by topic, newest first",
                 .never = CONTRACT "metrics_are_appended_and_read_newest_first_by_topic" },
