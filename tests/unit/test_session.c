@@ -104,7 +104,7 @@ START_TEST(test_frames_in_pieces_of_one_byte_are_put_together) {
         om_buf_lit(&b, "{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"ping\"}");
         for (size_t i = 0; i < b.len; i++) {
                 client_send_raw(fd, b.data + i, 1);
-                if (i % 3 == 0 || i > b.len - 60)
+                if (i < 1000 || i % 64 == 0 || i > b.len - 60) /* not after each: a frame has its time, and sanitizers take theirs */
                         om_loop_run_once(fake.loop, false);
         }
         expect("{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{}}");
