@@ -85,7 +85,7 @@ static int read_labels(struct reading *r, struct om_json_value record, struct om
                 if (om_json_value(&j, &v) < 0)
                         return fault(r);
                 struct om_span *field = NULL;
-                if (om_json_string_is(key, "agent"))
+                if (r->t->kind != OM_STORE_METRICS && om_json_string_is(key, "agent"))
                         field = &entry->name;
                 else if (om_json_string_is(key, "topic"))
                         field = &entry->topic;

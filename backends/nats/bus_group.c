@@ -481,8 +481,9 @@ void nats_note_came(void *ctx, natsMsg *msg) {
                 return;
         }
         if (text.len > 5 && memcmp(text.p, "gone ", 5) == 0) {
-                struct topic *t = nats_topic_get(b, (struct om_span){ text.p + 5, text.len - 5 });
+                struct topic *t; /* one that is not known has nothing to forget */
 
+                HASH_FIND(hh, b->topics, text.p + 5, text.len - 5, t);
                 if (t)
                         t->deletions++;
                 return;
