@@ -73,6 +73,9 @@ struct om_store_list {
         /* Not of metrics. Key, name and times are enough: the rest may be absent, and what is gone may still be met. A storage that reads
          * each value by itself spares that; others need not look at it. */
         bool keys_only;
+        /* A page behind the first may be as it was when the walk began: what was changed since may be met as it was, what is gone as if it
+         * were there. A system that finds a page only by reading from the beginning spares that; others need not look at it. */
+        bool stale_ok;
         /* out; in the arena, which the core frees */
         struct om_arena arena;
         struct om_store_entry *entries;

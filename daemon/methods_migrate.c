@@ -186,7 +186,7 @@ static void on_exported(struct om_call *c, int status, const struct om_error *e)
 
 /* A page that no frame holds is asked for again, half as long. */
 static bool too_long(struct om_call *c) {
-        struct om_store_list again = { .kind = c->list.kind, .cursor = c->list.cursor, .limit = c->list.n / 2 };
+        struct om_store_list again = { .kind = c->list.kind, .cursor = c->list.cursor, .limit = c->list.n / 2, .stale_ok = true };
         size_t bytes = 0;
 
         for (size_t i = 0; i < c->list.n; i++)
@@ -226,6 +226,7 @@ static int read_export(struct om_call *c, struct om_span params, struct om_error
         int r = om_json_members(params, "params", m, e);
 
         c->list.limit = PAGE;
+        c->list.stale_ok = true;
         if (r == 0)
                 r = read_kind(m[0].value, &c->list.kind, e);
         if (r == 0)

@@ -232,7 +232,7 @@ struct walk {
         bool has_page;
         struct om_arena page;
         struct om_store_entry *entries;
-        size_t n;
+        size_t n, at; /* of them; those that are in the target or on their way */
         struct om_span next_cursor;
         struct om_store_entry *chosen;
         struct om_outcome *outcomes;

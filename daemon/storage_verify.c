@@ -309,7 +309,8 @@ static void read_page(struct verify *v) {
                 .kind = (enum om_store_kind) v->kind,
                 .cursor = v->cursor,
                 .limit = PAGE,
-                .keys_only = v->of_target && v->kind != OM_STORE_METRICS /* the source's were compared, value by value */
+                .keys_only = v->of_target && v->kind != OM_STORE_METRICS, /* the source's were compared, value by value */
+                .stale_ok = v->kind != OM_STORE_METRICS                   /* what seems different is looked at again */
         };
         if (status == 0)
                 status = p->ops->list(p->store, &v->list, &error);

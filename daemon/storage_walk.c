@@ -5,7 +5,8 @@
  * Always true:
  *   - a kind is begun when no write is under way that has no key (`untracked`), so that none slips in behind the page that would have had
  * it;
- *   - at most STORAGE_COPY_RATE records a second are read and copied, and one page is in memory;
+ *   - at most STORAGE_COPY_RATE records a second are read and copied, and one page is in memory, which is written PUT_MAX at a time: a
+ *     page is large since finding it may cost more than reading it;
  *   - a page that the target could not take is kept and tried again after the pause.
  *
  * Loop thread.
@@ -16,7 +17,7 @@
 #include "../backends/journal.h"
 #include "storage_internal.h"
 
-enum { PAGE = 200, PENDING_MAX = 256, SAVE_EVERY_MS = 2000, TARGET_DONE = 1 };
+enum { PAGE = 1000, PUT_MAX = 200, PENDING_MAX = 256, SAVE_EVERY_MS = 2000, TARGET_DONE = 1 };
 
 static const enum om_store_kind order[KINDS] = { OM_STORE_CONFIG, OM_STORE_AGENTS, OM_STORE_KEYS, OM_STORE_RESULTS, OM_STORE_METRICS };
 
@@ -72,7 +73,7 @@ static void page_drop(struct walk *w) {
         w->outcomes = NULL;
         w->keys = NULL;
         w->has_page = false;
-        w->n = w->n_chosen = 0;
+        w->n = w->at = w->n_chosen = 0;
 }
 
 /* -- submitting ---------------------------------------------------------------------------------------------------- */
@@ -107,9 +108,11 @@ static void ended(struct walk *w) {
 }
 
 static void list(struct walk *w, struct part *p, om_op_done_fn *done) {
-        w->list = (struct om_store_list){
-                .kind = w->kind, .cursor = w->cursor, .limit = PAGE, .keys_only = w->step != WALK_COPY && w->kind != OM_STORE_METRICS
-        };
+        w->list = (struct om_store_list){ .kind = w->kind,
+                .cursor = w->cursor,
+                .limit = PAGE,
+                .keys_only = w->step != WALK_COPY && w->kind != OM_STORE_METRICS,
+                .stale_ok = w->step == WALK_SURVEY || (w->step == WALK_TARGET && w->kind != OM_STORE_METRICS) };
         if (p != w->m->target && by_time(w->kind))
                 w->list.since_ms = w->since_ms;
         submit(w, p, done);
@@ -360,11 +363,15 @@ static void on_put(struct om_op *op, int status, const struct om_error *e) {
                         mirror_dirty(m, k);
                 }
         }
+        w->n_chosen = 0;
         if (status < 0)
                 mirror_trouble(m, w->part, status, e);
         else
                 mirror_worked(m);
-        page_done(w);
+        if (w->at == w->n)
+                page_done(w);
+        else
+                mirror_pump(m);
 }
 
 static void on_metrics(struct mirror *m, void *ctx, int status) {
@@ -383,41 +390,42 @@ static int compare_age(const void *a, const void *b) {
         return (x->saved_ms > y->saved_ms) - (x->saved_ms < y->saved_ms);
 }
 
-/* Those of the page that nobody else sees to become busy. */
-static int choose(struct walk *w) {
+/* The next of the page, PUT_MAX at most, up to *ret_at: those of them that nobody else sees to become busy. */
+static int choose(struct walk *w, size_t *ret_at) {
         struct mirror *m = w->m;
         bool named = w->kind == OM_STORE_AGENTS || w->kind == OM_STORE_RESULTS;
 
         free(w->chosen);
         free(w->outcomes);
         free(w->keys);
-        w->chosen = calloc(w->n + 1, sizeof *w->chosen);
-        w->outcomes = calloc(w->n + 1, sizeof *w->outcomes);
-        w->keys = calloc(w->n + 1, sizeof(struct key *));
+        w->chosen = calloc(PUT_MAX, sizeof *w->chosen);
+        w->outcomes = calloc(PUT_MAX, sizeof *w->outcomes);
+        w->keys = calloc(PUT_MAX, sizeof(struct key *));
         w->n_chosen = 0;
         if (!w->chosen || !w->outcomes || !w->keys)
                 return -ENOMEM;
-        for (size_t i = 0; i < w->n; i++) {
-                struct om_span name = !named ? OM_SPAN_NONE : w->entries[i].name.p ? w->entries[i].name : OM_SPAN("");
-                struct key *k = mirror_key(m, w->kind, w->entries[i].key, name, false);
+        for (*ret_at = w->at; *ret_at < w->n && w->n_chosen < PUT_MAX; ++*ret_at) {
+                const struct om_store_entry *entry = &w->entries[*ret_at];
+                struct om_span name = !named ? OM_SPAN_NONE : entry->name.p ? entry->name : OM_SPAN("");
+                struct key *k = mirror_key(m, w->kind, entry->key, name, false);
 
                 if (k && (k->dirty || k->busy || k->writes || k->epoch == m->epoch))
                         continue;
-                if (named && mirror_key(m, w->kind, w->entries[i].key, OM_SPAN_NONE, false)) {
+                if (named && mirror_key(m, w->kind, entry->key, OM_SPAN_NONE, false)) {
                         /* All of its names are being deleted: the key's own sync finds out whether it was. */
-                        k = mirror_key(m, w->kind, w->entries[i].key, name, true);
+                        k = mirror_key(m, w->kind, entry->key, name, true);
                         if (!k)
                                 return -ENOMEM;
                         mirror_mark(m, k);
                         mirror_dirty(m, k);
                         continue;
                 }
-                k = mirror_key(m, w->kind, w->entries[i].key, name, true);
+                k = mirror_key(m, w->kind, entry->key, name, true);
                 if (!k)
                         return -ENOMEM;
                 mirror_take(m, k);
                 w->keys[w->n_chosen] = k;
-                w->chosen[w->n_chosen++] = w->entries[i];
+                w->chosen[w->n_chosen++] = *entry;
         }
         return 0;
 }
@@ -432,6 +440,7 @@ static void unchoose(struct walk *w) {
 
 static void put_page(struct walk *w) {
         struct mirror *m = w->m;
+        size_t at;
 
         if (w->kind == OM_STORE_METRICS) {
                 if (!m->metrics_busy && w->n)
@@ -440,7 +449,7 @@ static void put_page(struct walk *w) {
                         page_done(w);
                 return;
         }
-        if (choose(w) < 0) {
+        if (choose(w, &at) < 0) {
                 unchoose(w);
                 mirror_trouble(m, m->target, -ENOMEM, NULL);
                 return;
@@ -452,6 +461,8 @@ static void put_page(struct walk *w) {
         w->put = (struct om_store_put){ .kind = w->kind, .entries = w->chosen, .n = w->n_chosen, .outcomes = w->outcomes };
         if (submit(w, m->target, on_put) < 0)
                 unchoose(w);
+        else
+                w->at = at;
 }
 
 /* Whether the page has come to its end, or more of it follows. */

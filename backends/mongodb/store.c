@@ -140,11 +140,13 @@ bool om_mongo_keep(struct om_mongo_job *j, struct om_span from, struct om_span *
         return !from.p || to->p;
 }
 
-void om_mongo_submit(struct om_mongo_job *j, bool writes) {
+void om_mongo_submit(struct om_mongo_job *j, enum om_mongo_does does) {
         struct om_store *s = j->store;
         struct om_mongo_thread *best = s->threads;
 
-        if (!writes) {
+        if (does == OM_MONGO_WALKS) {
+                best = &s->threads[s->settings.connections - 1];
+        } else if (does == OM_MONGO_READS) {
                 best = &s->threads[1];
                 for (int64_t i = 2; i < s->settings.connections; i++)
                         if (s->threads[i].load < best->load)
@@ -222,6 +224,7 @@ static int job_turn(void *ctx, struct om_work *list) {
                 for (struct om_work *next; list && n < TURN_MAX; list = next) {
                         next = list->next;
                         if (list == &t->leave) {
+                                om_mongo_drop_kept(t, INT64_MAX);
                                 if (t->client)
                                         mongoc_client_pool_push(t->store->pool, t->client);
                                 t->client = NULL;

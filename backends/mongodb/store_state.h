@@ -34,12 +34,22 @@ struct om_mongo_job {
         struct om_error error;
 };
 
+/* A cursor of the server's that stands between two pages of a walk: its current document is the next page's first. */
+struct om_mongo_kept {
+        mongoc_cursor_t *cursor; /* NULL: none */
+        enum om_store_kind kind;
+        uint64_t id;     /* drawn anew for each page: in the list's cursor, and so no other walk's */
+        int64_t used_ms; /* by om_clock_ms() */
+};
+
+enum { OM_MONGO_KEPT = 4 };
 struct om_mongo_thread {
         struct om_store *store;
         struct om_worker *worker;
         struct om_post stopped;
-        mongoc_client_t *client; /* its own, from the pool; NULL: none yet */
-        size_t load;             /* jobs given to it; the loop's */
+        mongoc_client_t *client;                  /* its own, from the pool; NULL: none yet */
+        size_t load;                              /* jobs given to it; the loop's */
+        struct om_mongo_kept kept[OM_MONGO_KEPT]; /* the last thread's */
         struct om_work leave;
 };
 
@@ -80,13 +90,17 @@ struct om_store {
 
 /* A new job for an operation, or the refusal: not ready, or too much under way. Its inputs are copied into `in`. */
 int om_mongo_job_new(struct om_store *s, struct om_op *op, size_t size, size_t bytes, void *ret, struct om_error *e);
-/* Gives it to the writing thread or to the one that reads and has the least to do. */
-void om_mongo_submit(struct om_mongo_job *j, bool writes);
+/* Gives it to the writing thread; to the one that reads and has the least to do; to the last one, which keeps cursors. */
+enum om_mongo_does { OM_MONGO_WRITES, OM_MONGO_READS, OM_MONGO_WALKS };
+void om_mongo_submit(struct om_mongo_job *j, enum om_mongo_does does);
 /* The job has ended: on the thread; or refused for want of memory, on the loop. */
 void om_mongo_finish(struct om_mongo_job *j);
 /* The job failed: fills its error, and where the server is away has it looked after. Its thread. */
 void om_mongo_fail(struct om_mongo_job *j, const bson_error_t *why, const char *doing);
 void om_mongo_fail_memory(struct om_mongo_job *j);
+/* A document that was read is none of ours, or there was no memory for it: -ENOMEM; fills the job's error and returns it. */
+int om_mongo_not_ours(struct om_mongo_job *j, int r);
+static inline bool om_mongo_is_expired(const struct om_store_entry *e) { return e->expires_ms && e->expires_ms <= om_now_ms(); }
 /* The collection of a kind; the caller's: mongoc_collection_destroy(). */
 mongoc_collection_t *om_mongo_collection(struct om_store *s, mongoc_client_t *client, enum om_store_kind kind);
 /* Copies into `in`; false: out of memory. */
@@ -98,6 +112,9 @@ bool om_mongo_delete(mongoc_collection_t *c, const bson_t *filter, uint64_t *ret
 bool om_mongo_sweep(struct om_store *s, mongoc_client_t *client, bson_error_t *why);
 /* Deletes the oldest metrics beyond max_metrics. Failures are left to the next time. */
 void om_mongo_trim(struct om_store *s, mongoc_client_t *client);
+
+/* Gives up the cursors that the thread keeps, those that were last used before then (om_clock_ms()). Its thread. */
+void om_mongo_drop_kept(struct om_mongo_thread *t, int64_t before_ms);
 
 int om_mongo_store_put(struct om_store *s, struct om_store_put *op, struct om_error *e);
 int om_mongo_store_put_if_absent(struct om_store *s, struct om_store_put_if_absent *op, struct om_error *e);

@@ -83,6 +83,26 @@ def passwords_reach_no_log_no_error_and_no_answer():
         assert secret not in said and secret not in d.log_text()
 
 
+@case
+def a_walk_goes_on_where_it_was_when_the_server_comes_back():
+    with Daemon("--storage-url", url("walk")) as d:
+        c = ready(d)
+        c.call("storage.import", kind="config", entries=[{"key": f"k{n:04}", "saved_ms": 1000 + n, "value": n} for n in range(250)])
+        seen, cursor = [], None
+        for turn in range(3):
+            page = c.call("storage.export", kind="config", limit=100, **({"cursor": cursor} if cursor else {}))
+            seen += [e["value"] for e in page["entries"]]
+            cursor = page.get("cursor")
+            if turn == 1:  # the cursor that the server keeps is gone with it
+                server.do("kill")
+                server.do("up")
+                c.close()
+                c = ready(d)
+        assert not cursor and seen == list(range(250)), (cursor, seen)
+        c.close()
+        d.stop()
+
+
 try:
     main()
 finally:

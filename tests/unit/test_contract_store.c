@@ -296,6 +296,59 @@ START_TEST(test_list_of_keys_alone_has_the_same_keys) {
 }
 END_TEST
 
+/* More walks than a storage may keep a place for, in turns; none misses what was there when it began, though the one before did not see it.
+ */
+START_TEST(test_walks_that_may_meet_what_was_miss_nothing) {
+        enum { WALKS = 6, FIRST = 30, MORE = 5 };
+        struct user u;
+        struct om_store_list walks[WALKS];
+        bool seen[WALKS][FIRST + WALKS * MORE] = { { false } };
+        char cursors[WALKS][200];
+        int n = FIRST, until[WALKS];
+        open_nth(&u, _i);
+        for (int i = 0; i < FIRST; i++) {
+                char id[16];
+                snprintf(id, sizeof(id), "%d", i);
+                ck_assert_int_eq(user_result(&u, id, "a", "{}", 100000 - i, 0), 0);
+        }
+        for (int left = WALKS, turn = 0; left > 0; turn++) {
+                left = WALKS;
+                for (int w = 0; w < WALKS; w++) {
+                        struct om_store_list *list = &walks[w];
+                        if (turn == 0) {
+                                until[w] = n;
+                                *list = (struct om_store_list){ .kind = OM_STORE_RESULTS, .limit = 7, .stale_ok = true };
+                        } else if (!list->cursor.p) {
+                                left--;
+                                continue;
+                        }
+                        ck_assert_int_eq(user_list(&u, list), 0);
+                        for (size_t i = 0; i < list->n; i++) {
+                                int id = atoi(list->entries[i].key.p);
+                                ck_assert_msg(!seen[w][id], "walk %d met %d twice", w, id);
+                                seen[w][id] = true;
+                        }
+                        if (list->next_cursor.p) {
+                                ck_assert_uint_lt(list->next_cursor.len, sizeof(cursors[w]));
+                                memcpy(cursors[w], list->next_cursor.p, list->next_cursor.len);
+                                list->cursor = (struct om_span){ cursors[w], list->next_cursor.len };
+                        } else {
+                                list->cursor = OM_SPAN_NONE;
+                        }
+                        for (int i = 0; turn == 0 && i < MORE; i++, n++) { /* older than all, so they come last */
+                                char id[16];
+                                snprintf(id, sizeof(id), "%d", n);
+                                ck_assert_int_eq(user_result(&u, id, "a", "{}", 100000 - n, 0), 0);
+                        }
+                }
+        }
+        for (int w = 0; w < WALKS; w++)
+                for (int id = 0; id < until[w]; id++)
+                        ck_assert_msg(seen[w][id], "walk %d missed %d", w, id);
+        close_it(&u);
+}
+END_TEST
+
 START_TEST(test_clearing_one_kind_leaves_the_others) {
         struct user u;
         struct om_store_entry setting = { .key = OM_SPAN("k"), .value = OM_SPAN("1") };
@@ -609,6 +662,7 @@ static void add_cases(TCase *t, int first, int end) {
         tcase_add_loop_test(t, test_list_steps_over_what_was_deleted, first, end);
         tcase_add_loop_test(t, test_list_filters_by_topic_agent_status_and_time, first, end);
         tcase_add_loop_test(t, test_list_of_keys_alone_has_the_same_keys, first, end);
+        tcase_add_loop_test(t, test_walks_that_may_meet_what_was_miss_nothing, first, end);
         tcase_add_loop_test(t, test_clearing_one_kind_leaves_the_others, first, end);
         tcase_add_loop_test(t, test_settings_of_every_json_type_come_back_as_they_were, first, end);
         tcase_add_loop_test(t, test_keys_may_be_any_text, first, end);
