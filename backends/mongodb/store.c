@@ -252,7 +252,7 @@ static void read_version(struct om_store *s, const bson_t *reply) {
 
         if (bson_iter_init_find(&i, reply, "version") && BSON_ITER_HOLDS_UTF8(&i))
                 snprintf(s->version, sizeof s->version, "%.60s", bson_iter_utf8(&i, NULL));
-        s->ferret = bson_has_field(reply, "ferretdbVersion") || bson_has_field(reply, "ferretdb");
+        atomic_store(&s->ferret, bson_has_field(reply, "ferretdbVersion") || bson_has_field(reply, "ferretdb"));
 }
 
 static bool make_index(struct om_store *s, mongoc_client_t *client, enum om_store_kind kind, const char *name, const bson_t *keys,

@@ -16,6 +16,8 @@
 
 #include "store_state.h"
 
+/* FerretDB 1 holds a connection of the hundred that it has to its own database for each document that a command replaces, until all are. */
+enum { FERRET_REPLACED = 32 };
 enum { ENTRIES_MAX = 20000, BULK_MAX = 1000, BULK_BYTES = 24 << 20, AGAIN_MAX = 5, ASKED_MAX = 20, TRIM_EVERY = 1000, REPLACED_TOO = 16 };
 
 struct put {
@@ -120,14 +122,16 @@ static long write_some(struct om_mongo_thread *t, mongoc_collection_t *c, struct
         static const char upsert[] = "upsert", validate[] = "validate";
         bson_t *opts = BCON_NEW(upsert, BCON_BOOL(true), validate, BCON_BOOL(false)), reply;
         mongoc_bulk_operation_t *bulk = mongoc_collection_create_bulk_operation_with_opts(c, NULL);
-        size_t to = from, bytes = 0, sent[BULK_MAX], n_sent = 0;
+        size_t to = from, bytes = 0, sent[BULK_MAX], n_sent = 0, replaced = atomic_load(&t->store->ferret) ? FERRET_REPLACED : BULK_MAX;
         int64_t begun = om_clock_ms();
         uint32_t index, code;
         long next;
 
-        for (; to < n && n_sent < t->store->bulk && bytes < BULK_BYTES; to++)
-                if (add(t->store, bulk, &items[to], opts, &bytes))
+        for (; to < n && n_sent < t->store->bulk && replaced && bytes < BULK_BYTES; to++)
+                if (add(t->store, bulk, &items[to], opts, &bytes)) {
                         sent[n_sent++] = to;
+                        replaced -= !items[to].insert;
+                }
         next = (long) to;
         if (n_sent > 0) {
                 bool ok = mongoc_bulk_operation_execute(bulk, &reply, why) != 0;

@@ -110,7 +110,7 @@ static void put_field(struct om_buf *b, const bson_t *reply, const char *path, c
 }
 
 static const char *why_weak(struct om_store *s, bool is_volatile) {
-        if (s->ferret)
+        if (atomic_load(&s->ferret))
                 return "FerretDB does not tell whether what it acknowledges is synced";
         if (is_volatile)
                 return "the server's storage engine keeps everything in memory";
@@ -138,7 +138,7 @@ static void health_run(struct om_mongo_thread *t, struct om_mongo_job *j) {
                 is_volatile = !bson_iter_as_bool(&field);
         om_buf_lit(&b, "{\"version\":");
         om_buf_json_span(&b, om_span_of(s->version));
-        om_buf_printf(&b, ",\"server\":\"%s\"", s->ferret ? "FerretDB" : "MongoDB");
+        om_buf_printf(&b, ",\"server\":\"%s\"", atomic_load(&s->ferret) ? "FerretDB" : "MongoDB");
         om_buf_printf(&b, ",\"durability\":\"%s\"", why_weak(s, is_volatile) ? "weak" : "strong");
         if (why_weak(s, is_volatile)) {
                 om_buf_lit(&b, ",\"why\":");

@@ -69,8 +69,8 @@ struct om_store {
         mongoc_client_pool_t *pool;      /* made by the admin before `up` is set for the first time */
         atomic_bool up;
         atomic_bool ttl, text; /* the server expires by itself; has an index for words. Set before `up` */
+        atomic_bool ferret;    /* it is FerretDB. Set before `up` */
         char version[64];      /* set before the first `up`; of FerretDB that of the MongoDB that it is like */
-        bool ferret;
         /* the admin's */
         unsigned attempts;
         int64_t check_at_ms, sweep_at_ms; /* by om_clock_ms(); 0: not */

@@ -84,6 +84,19 @@ def passwords_reach_no_log_no_error_and_no_answer():
 
 
 @case
+def many_documents_are_replaced_at_once():
+    """FerretDB 1 has a hundred connections to its SQLite, and holds one for each document that a command replaces."""
+    with Daemon("--storage-url", url("replaced")) as d:
+        c = ready(d)
+        for turn in range(6):
+            c.call("storage.import", kind="results", entries=[
+                {"key": f"t{n}", "name": "clerk", "saved_ms": 1000 + n, "topic": "work", "status": "completed", "value": {"turn": turn}} for n in range(400)])
+        assert all(e["value"]["turn"] == 5 for e in c.call("storage.export", kind="results", limit=400)["entries"])
+        c.close()
+        d.stop()
+
+
+@case
 def a_walk_goes_on_where_it_was_when_the_server_comes_back():
     with Daemon("--storage-url", url("walk")) as d:
         c = ready(d)
