@@ -8,12 +8,13 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../lib"))
 from harness import SANITIZED, Daemon, case, main, wait_for, wakeups  # noqa: E402
 from omni_wire import OmniError  # noqa: E402
-from server import Server  # noqa: E402
+from server import SCRIPTS, Server  # noqa: E402
 
 
 @contextlib.contextmanager
@@ -244,6 +245,54 @@ def partitions_that_another_tool_adds_are_served_by_who_serves_the_topic():
             c.ack(task)
         wait_for(lambda: c.call("bus.groups", topic="t")["groups"][0]["lag"] == 0, 20, "lag 0")
         d.stop()
+
+
+@case
+def a_user_who_may_not_change_topics_is_told_which_right_is_missing():
+    with Server("kafka", "sasl") as server, tempfile.TemporaryDirectory() as folder:
+        where = server.values["bus_url"].split("@")[1].split("?")[0]
+        jars = subprocess.run([f"{SCRIPTS}/kafka.sh", "build"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+        with open(f"{folder}/admin", "w") as f:
+            f.write('security.protocol=SASL_PLAINTEXT\nsasl.mechanism=SCRAM-SHA-512\nsasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule'
+                    ' required username="omni" password="secret";\n')
+
+        def allow(topic_operations):
+            subprocess.run(["java", "-cp", f"{jars}/*", "kafka.admin.AclCommand", "--bootstrap-server", where, "--command-config", f"{folder}/admin", "--add",
+                            "--allow-principal", "User:poor", "--topic", "*", *(f"--operation={o}" for o in topic_operations)],
+                           check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+
+        def refused(c, word, **params):
+            try:
+                c.call("bus.configure", topic="t", **params)
+            except OmniError as e:
+                assert e.kind == "forbidden" and word in str(e) and '"t"' in str(e), (e.kind, e)
+            else:
+                raise AssertionError(params)
+
+        with bus(f"kafka://omni:secret@{where}", "?sasl=scram-sha-512&prefix=x") as d, contextlib.closing(d.connect()) as c:
+            c.register("t", "a")
+            c.publish("t", 1)
+            c.ack(c.next_task())
+            d.stop()
+        allow(["Read", "Write", "Describe", "DescribeConfigs"])
+        subprocess.run(["java", "-cp", f"{jars}/*", "kafka.admin.AclCommand", "--bootstrap-server", where, "--command-config", f"{folder}/admin", "--add",
+                        "--allow-principal", "User:poor", "--group", "*", "--operation=Read", "--operation=Describe"], check=True, stdout=subprocess.DEVNULL)
+        with bus(f"kafka://poor:secret@{where}", "?prefix=x") as d, contextlib.closing(d.connect()) as c:
+            c.register("t", "a")
+            c.publish("t", 2)
+            c.ack(c.next_task())
+            print(c.call("bus.configure", topic="t"))
+            for params in ({"partitions": 4}, {"retention_ms": 5000}):
+                try:
+                    print(c.call("bus.configure", topic="t", **params))
+                except OmniError as e:
+                    print(e.kind, e)
+            try:
+                print(c.register("new", "a"))
+            except OmniError as e:
+                print(e.kind, e)
+            print(d.log_text())
+            d.stop()
 
 
 @case
