@@ -495,7 +495,7 @@ int kafka_partitions_of(struct om_bus *b, rd_kafka_topic_t *t, int least, struct
 }
 
 int kafka_grow_topic(struct om_bus *b, const char *kname, int n, struct om_error *e) {
-        char why[200];
+        char why[200], what[KAFKA_NAME_MAX + 80];
         rd_kafka_NewPartitions_t *more = rd_kafka_NewPartitions_new(kname, (size_t) n, why, sizeof why);
         rd_kafka_queue_t *q = rd_kafka_queue_new(b->producer);
         rd_kafka_event_t *ev;
@@ -506,16 +506,17 @@ int kafka_grow_topic(struct om_bus *b, const char *kname, int n, struct om_error
                 rd_kafka_queue_destroy(q);
                 return om_error_set(e, OM_INVALID, "Kafka: %s", why);
         }
+        snprintf(what, sizeof what, "adding partitions to the topic %s (takes the right Alter)", kname);
         rd_kafka_CreatePartitions(b->producer, &more, 1, NULL, q);
         ev = rd_kafka_queue_poll(q, ADMIN_MS);
         if (!ev || rd_kafka_event_error(ev))
-                r = kafka_error(ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT, NULL, "more partitions", e);
+                r = kafka_error(ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT, NULL, what, e);
         else {
                 const rd_kafka_topic_result_t **t =
                         rd_kafka_CreatePartitions_result_topics(rd_kafka_event_CreatePartitions_result(ev), &count);
 
                 if (count)
-                        r = kafka_error(rd_kafka_topic_result_error(t[0]), rd_kafka_topic_result_error_string(t[0]), "more partitions", e);
+                        r = kafka_error(rd_kafka_topic_result_error(t[0]), rd_kafka_topic_result_error_string(t[0]), what, e);
         }
         if (ev)
                 rd_kafka_event_destroy(ev);

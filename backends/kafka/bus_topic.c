@@ -71,17 +71,30 @@ static rd_kafka_NewTopic_t *new_topic(struct om_bus *b, const struct making *m) 
         return t;
 }
 
-static void made_one(struct making *m, const rd_kafka_topic_result_t *r) {
+static bool is_there(struct om_bus *b, const char *kname) {
+        rd_kafka_topic_t *t = rd_kafka_topic_new(b->producer, kname, NULL);
+        const struct rd_kafka_metadata *md;
+        bool there = false;
+
+        if (t && rd_kafka_metadata(b->producer, 0, t, &md, ADMIN_MS) == RD_KAFKA_RESP_ERR_NO_ERROR) {
+                there = md->topic_cnt == 1 && !md->topics[0].err;
+                rd_kafka_metadata_destroy(md);
+        }
+        if (t)
+                rd_kafka_topic_destroy(t);
+        return there;
+}
+
+static void made_one(struct om_bus *b, struct making *m, const rd_kafka_topic_result_t *r) {
         rd_kafka_resp_err_t err = rd_kafka_topic_result_error(r);
-        char what[KAFKA_NAME_MAX + 40];
+        bool denied = err == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED || err == RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+        char what[KAFKA_NAME_MAX + 80];
 
         m->made = !err;
-        /* Where topics are made by others, publishing says whether this one is there. */
-        if (!err || err == RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS ||
-                (m->kind == KAFKA_LOG &&
-                        (err == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED || err == RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED)))
+        /* Whether one may be made is looked at before whether it is there: where others make the topics, that is no error. */
+        if (!err || err == RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS || (denied && is_there(b, m->kname)))
                 return;
-        snprintf(what, sizeof what, "making the topic %s", m->kname);
+        snprintf(what, sizeof what, "making the topic %s%s", m->kname, denied ? " (takes the right Create)" : "");
         m->status = kafka_error(err, rd_kafka_topic_result_error_string(r), what, &m->error);
 }
 
@@ -116,7 +129,7 @@ int kafka_make_topics(struct om_bus *b, struct making *m, size_t n, struct om_er
         for (size_t i = 0; i < n_made; i++)
                 for (size_t k = 0; k < n; k++)
                         if (strcmp(m[k].kname, rd_kafka_topic_result_name(made[i])) == 0)
-                                made_one(&m[k], made[i]);
+                                made_one(b, &m[k], made[i]);
 out:
         if (ev)
                 rd_kafka_event_destroy(ev);

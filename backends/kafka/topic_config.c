@@ -95,6 +95,7 @@ int kafka_retentions(struct om_bus *b, char (*knames)[KAFKA_NAME_MAX + 1], size_
 }
 
 static int alter(struct om_bus *b, rd_kafka_ConfigResource_t *topic, struct om_error *e) {
+        char what[KAFKA_NAME_MAX + 80];
         rd_kafka_AdminOptions_t *options = options_new(b, RD_KAFKA_ADMIN_OP_ALTERCONFIGS);
         rd_kafka_queue_t *q = rd_kafka_queue_new(b->producer);
         const rd_kafka_ConfigResource_t **done;
@@ -102,14 +103,14 @@ static int alter(struct om_bus *b, rd_kafka_ConfigResource_t *topic, struct om_e
         size_t n = 0;
         int r = 0;
 
+        snprintf(what, sizeof what, "configuring the topic %s (takes the right AlterConfigs)", rd_kafka_ConfigResource_name(topic));
         rd_kafka_AlterConfigs(b->producer, &topic, 1, options, q);
         ev = rd_kafka_queue_poll(q, ADMIN_MS + 1000);
         if (!ev || rd_kafka_event_error(ev))
-                r = kafka_error(ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT, ev ? rd_kafka_event_error_string(ev) : NULL,
-                        "configuring a topic", e);
-        else if ((done = rd_kafka_AlterConfigs_result_resources(rd_kafka_event_AlterConfigs_result(ev), &n)) && n)
                 r = kafka_error(
-                        rd_kafka_ConfigResource_error(done[0]), rd_kafka_ConfigResource_error_string(done[0]), "configuring a topic", e);
+                        ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT, ev ? rd_kafka_event_error_string(ev) : NULL, what, e);
+        else if ((done = rd_kafka_AlterConfigs_result_resources(rd_kafka_event_AlterConfigs_result(ev), &n)) && n)
+                r = kafka_error(rd_kafka_ConfigResource_error(done[0]), rd_kafka_ConfigResource_error_string(done[0]), what, e);
         if (ev)
                 rd_kafka_event_destroy(ev);
         rd_kafka_queue_destroy(q);
@@ -118,7 +119,7 @@ static int alter(struct om_bus *b, rd_kafka_ConfigResource_t *topic, struct om_e
 }
 
 int kafka_retention_set(struct om_bus *b, const char *kname, int64_t ms, struct om_error *e) {
-        char names[1][KAFKA_NAME_MAX + 1], text[24];
+        char names[1][KAFKA_NAME_MAX + 1], text[24], what[KAFKA_NAME_MAX + 80];
         const rd_kafka_ConfigResource_t **topics;
         rd_kafka_ConfigResource_t *topic;
         const rd_kafka_ConfigEntry_t **entries;
@@ -137,8 +138,9 @@ int kafka_retention_set(struct om_bus *b, const char *kname, int64_t ms, struct 
         if (r < 0)
                 return r;
         if (!n_topics || rd_kafka_ConfigResource_error(topics[0])) {
+                snprintf(what, sizeof what, "asking how the topic %s is configured (takes the right DescribeConfigs)", kname);
                 r = kafka_error(n_topics ? rd_kafka_ConfigResource_error(topics[0]) : RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
-                        n_topics ? rd_kafka_ConfigResource_error_string(topics[0]) : NULL, "asking how a topic is configured", e);
+                        n_topics ? rd_kafka_ConfigResource_error_string(topics[0]) : NULL, what, e);
                 rd_kafka_event_destroy(ev);
                 return r;
         }
