@@ -3,8 +3,7 @@
 """From each storage to each other one, on real servers, while agents work at a steady rate and the daemon is killed (-9) ten times on the way:
 both are found equal, and every result that an agent produced is there once.
 
-Long: every ordered pair, 20,000 results before, 200 tasks a second meanwhile. Short: a ring that visits each storage, less of all. MongoDB is in
-the long form alone: what speaks its protocol here (tests/servers/mongodb.sh) takes ten milliseconds a write.
+Long: every ordered pair, 20,000 results before, 200 tasks a second meanwhile. Short: a ring that visits each storage, less of all.
 """
 import contextlib
 import itertools
@@ -14,7 +13,7 @@ from moves import move, store_of
 from server import Server
 
 SERVERS = ("redis", "nats", "postgresql", "s3", "mongodb")
-RING = (("json", "json"), ("json", "postgresql"), ("postgresql", "s3"), ("s3", "nats"), ("nats", "redis"), ("redis", "json"))
+RING = (("json", "json"), ("json", "postgresql"), ("postgresql", "s3"), ("s3", "nats"), ("nats", "mongodb"), ("mongodb", "redis"), ("redis", "json"))
 KILLS, RESULTS, RATE = amount("KILLS", 10, 10), amount("RESULTS", 1000, 20000), amount("RATE", 200, 200)
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Moving a daemon from one storage to another, while agents work and the daemon dies: what the tests of storages share."""
+import collections
 import contextlib
 import json
 import signal
@@ -98,12 +99,18 @@ class Work:
 
     def serve(self, client):
         client.register("work", "clerk", prefetch=20)
+        acks = collections.deque()  # under way: as many at once as tasks come
         while not self.over.is_set():
+            if acks and not client.deliveries:
+                request, name = acks.popleft()
+                client.finish(request)
+                self.acked.add(name)
+                continue
             task = client.next_task(0.5)
             if not task:
                 raise OSError("closed")
-            client.ack(task, result={"id": task["id"]})
-            self.acked.add(task["id"])
+            ack = {"delivery": task["delivery"], "result": {"id": task["id"]}}
+            acks.append((client.start("task.ack", deliveries=[ack]), task["id"]))
 
     def configure(self, client):
         n = 0
