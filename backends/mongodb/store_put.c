@@ -42,12 +42,12 @@ static void refuse(const struct item *i, const char *why) {
 }
 
 /* Adds it to the bulk; false: it has its outcome now. */
-static bool add(struct om_store *s, mongoc_bulk_operation_t *bulk, const struct item *i, const bson_t *opts, size_t *bytes) {
+static bool add(struct om_store *s, mongoc_bulk_operation_t *bulk, const struct item *i, size_t *bytes) {
         struct put *p = i->put;
         const struct om_store_entry *e = &p->entries[i->place];
         char place[OM_MONGO_PLACE];
         struct om_buf id = OM_BUF_INIT;
-        bson_t doc, find;
+        bson_t doc, find, opts = BSON_INITIALIZER;
         bson_error_t why;
         const char *refusal;
         bool ok = false;
@@ -59,18 +59,22 @@ static bool add(struct om_store *s, mongoc_bulk_operation_t *bulk, const struct 
                 refusal = "its key is longer than 1024 bytes";
         else
                 refusal = om_buf_ok(&id) ? om_mongo_document(&doc, p->j.kind, e, place, om_buf_span(&id), i->plain) : "out of memory";
-        if (!refusal && i->insert)
-                ok = mongoc_bulk_operation_insert_with_opts(bulk, &doc, NULL, &why);
-        else if (!refusal) {
+        /* The library would refuse names that it takes for mistakes, such as an empty one: whether they can be is the server's to say. */
+        BSON_APPEND_BOOL(&opts, "validate", false);
+        if (!refusal && i->insert) {
+                ok = mongoc_bulk_operation_insert_with_opts(bulk, &doc, &opts, &why);
+        } else if (!refusal) {
+                BSON_APPEND_BOOL(&opts, "upsert", true);
                 bson_init(&find);
                 bson_append_utf8(&find, "_id", 3, om_buf_span(&id).p, (int) id.len);
-                ok = mongoc_bulk_operation_replace_one_with_opts(bulk, &find, &doc, opts, &why);
+                ok = mongoc_bulk_operation_replace_one_with_opts(bulk, &find, &doc, &opts, &why);
                 bson_destroy(&find);
         }
         if (!ok)
                 refuse(i, refusal ? refusal : "MongoDB does not take it");
         *bytes += doc.len;
         bson_destroy(&doc);
+        bson_destroy(&opts);
         om_buf_deinit(&id);
         return ok;
 }
@@ -119,8 +123,7 @@ static void adapt(struct om_store *s, int64_t took_ms) {
 
 /* From items[from] on as many as fit. Returns where to go on, or -1 with `why`: what was not written will not be. */
 static long write_some(struct om_mongo_thread *t, mongoc_collection_t *c, struct item *items, size_t from, size_t n, bson_error_t *why) {
-        static const char upsert[] = "upsert", validate[] = "validate";
-        bson_t *opts = BCON_NEW(upsert, BCON_BOOL(true), validate, BCON_BOOL(false)), reply;
+        bson_t reply;
         mongoc_bulk_operation_t *bulk = mongoc_collection_create_bulk_operation_with_opts(c, NULL);
         size_t to = from, bytes = 0, sent[BULK_MAX], n_sent = 0, replaced = atomic_load(&t->store->ferret) ? FERRET_REPLACED : BULK_MAX;
         int64_t begun = om_clock_ms();
@@ -128,7 +131,7 @@ static long write_some(struct om_mongo_thread *t, mongoc_collection_t *c, struct
         long next;
 
         for (; to < n && n_sent < t->store->bulk && replaced && bytes < BULK_BYTES; to++)
-                if (add(t->store, bulk, &items[to], opts, &bytes)) {
+                if (add(t->store, bulk, &items[to], &bytes)) {
                         sent[n_sent++] = to;
                         replaced -= !items[to].insert;
                 }
@@ -160,7 +163,6 @@ static long write_some(struct om_mongo_thread *t, mongoc_collection_t *c, struct
                 adapt(t->store, om_clock_ms() - begun);
         }
         mongoc_bulk_operation_destroy(bulk);
-        bson_destroy(opts);
         return next;
 }
 

@@ -369,6 +369,29 @@ START_TEST(test_clearing_one_kind_leaves_the_others) {
 }
 END_TEST
 
+/* The names of members may be what a storage's own language steers by. */
+START_TEST(test_results_of_any_shape_come_back_as_they_were) {
+        static const char *const values[] = { "{\"b\":1,\"a\":2,\"\":3,\"A\":4}", "{\"content\":{\"\":{\"\":null}}}",
+                "{\"$set\":{\"a.b\":1,\"$\":[]}}", "{\"a\":1,\"a\":2}", "{\"__proto__\":{},\"_id\":5,\"place\":\"x\"}", "[{\"\":[]}]",
+                "\"\\u0000\"" };
+        struct user u;
+        char id[16];
+        enum { N = sizeof(values) / sizeof(values[0]) };
+        open_nth(&u, _i);
+        for (int again = 0; again < 2; again++) {
+                for (size_t i = 0; i < N; i++) {
+                        snprintf(id, sizeof(id), "%zu", i);
+                        ck_assert_int_eq(user_result(&u, id, "a", values[i], 1000, 0), 0);
+                }
+                for (size_t i = 0; i < N; i++) {
+                        snprintf(id, sizeof(id), "%zu", i);
+                        ck_assert_str_eq(user_value(&u, OM_STORE_RESULTS, id, "a"), values[i]);
+                }
+        }
+        close_it(&u);
+}
+END_TEST
+
 START_TEST(test_settings_of_every_json_type_come_back_as_they_were) {
         static const char *const values[] = { "null", "true", "\"\"", "\"\\u00e9\\n\"", "1e400", "18446744073709551617", "-0.0", "[]", "{}",
                 "{ \"a\" : [1,\n 2],\t\"a\":2}", "[[[[[[[[[[1]]]]]]]]]]" };
@@ -664,6 +687,7 @@ static void add_cases(TCase *t, int first, int end) {
         tcase_add_loop_test(t, test_list_of_keys_alone_has_the_same_keys, first, end);
         tcase_add_loop_test(t, test_walks_that_may_meet_what_was_miss_nothing, first, end);
         tcase_add_loop_test(t, test_clearing_one_kind_leaves_the_others, first, end);
+        tcase_add_loop_test(t, test_results_of_any_shape_come_back_as_they_were, first, end);
         tcase_add_loop_test(t, test_settings_of_every_json_type_come_back_as_they_were, first, end);
         tcase_add_loop_test(t, test_keys_may_be_any_text, first, end);
         tcase_add_loop_test(t, test_values_of_one_byte_and_of_ten_million, first, end);
