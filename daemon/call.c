@@ -393,7 +393,8 @@ static void on_page(struct om_call *c, int status, const struct om_error *e) {
                 .status = c->list.status,
                 .since_ms = c->list.since_ms,
                 .until_ms = c->list.until_ms,
-                .limit = c->list.limit };
+                .limit = c->list.limit,
+                .stale_ok = true };
         om_call_done_fn *collected = c->after;
         struct om_error oom;
 
@@ -415,6 +416,7 @@ void om_call_collect(struct om_call *c) {
         c->after = c->done;
         c->done = on_page;
         c->n_rows = 0;
+        c->list.stale_ok = true; /* all of it as it was when it was asked for */
         om_call_start(c);
 }
 

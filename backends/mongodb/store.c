@@ -140,21 +140,30 @@ bool om_mongo_keep(struct om_mongo_job *j, struct om_span from, struct om_span *
         return !from.p || to->p;
 }
 
-void om_mongo_submit(struct om_mongo_job *j, enum om_mongo_does does) {
+static void give(struct om_mongo_job *j, struct om_mongo_thread *t) {
+        t->load++;
+        j->thread = t;
+        j->store->host->ops->worker_submit(t->worker, &j->work);
+}
+
+void om_mongo_submit(struct om_mongo_job *j, bool writes) {
         struct om_store *s = j->store;
         struct om_mongo_thread *best = s->threads;
 
-        if (does == OM_MONGO_WALKS) {
-                best = &s->threads[s->settings.connections - 1];
-        } else if (does == OM_MONGO_READS) {
+        if (!writes) {
                 best = &s->threads[1];
                 for (int64_t i = 2; i < s->settings.connections; i++)
                         if (s->threads[i].load < best->load)
                                 best = &s->threads[i];
         }
-        best->load++;
-        j->thread = best;
-        s->host->ops->worker_submit(best->worker, &j->work);
+        give(j, best);
+}
+
+void om_mongo_submit_to(struct om_mongo_job *j, size_t thread) {
+        if (thread > 0 && thread < (size_t) j->store->settings.connections)
+                give(j, &j->store->threads[thread]);
+        else
+                om_mongo_submit(j, false);
 }
 
 void om_mongo_finish(struct om_mongo_job *j) { om_host_post(j->store->host, &j->back); }

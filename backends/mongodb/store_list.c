@@ -4,9 +4,9 @@
  *
  * A list's cursor is ID:PLACE, with the `place` of the last entry that was given, of what has none its _id: each is the order of the list.
  * So each page can be found anew, whoever asks for it. Of a walk that may meet what was (stale_ok) the server's own cursor is kept from
- * page to page, by the one thread that has all such walks, as long as there are no more of them than OM_MONGO_KEPT; it has the ID, else
- * that is empty. The page then need not be found. A kept cursor is of one walk's one page, so that nobody meets what was before his own
- * walk began; one that the server has given up costs a page found anew.
+ * page to page by the thread that read the first, OM_MONGO_KEPT of them at most; it has the ID, else that is empty. The page then need not
+ * be found. A kept cursor is of one walk's one page, so that nobody meets what was before his own walk began; one that the server has given
+ * up costs a page found anew.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -223,11 +223,6 @@ void om_mongo_drop_kept(struct om_mongo_thread *t, int64_t before_ms) {
                         drop(&t->kept[i]);
 }
 
-/* Whole kinds only: who walks for people filters, and gives up. */
-static bool is_walk(const struct om_store_list *in) {
-        return in->stale_ok && !in->key.p && !in->name.p && !in->topic.p && !in->status.p && !in->text.p && !in->filter.p && !in->until_ms;
-}
-
 /* The cursor that stands where the page begins, the caller's from now on; NULL: none. */
 static mongoc_cursor_t *take_kept(struct om_mongo_thread *t, const struct list *l) {
         for (size_t i = 0; l->id && i < OM_MONGO_KEPT; i++) {
@@ -251,7 +246,7 @@ static void keep(struct om_mongo_thread *t, struct list *l, mongoc_cursor_t *cur
                 if (oldest->cursor && (!t->kept[i].cursor || t->kept[i].used_ms < oldest->used_ms))
                         oldest = &t->kept[i];
         drop(oldest);
-        l->next_id = om_random_u64();
+        l->next_id = (om_random_u64() & ~(uint64_t) 0xff) | (uint64_t) (t - t->store->threads);
         *oldest = (struct om_mongo_kept){ .cursor = cursor, .kind = l->in.kind, .id = l->next_id, .used_ms = om_clock_ms() };
 }
 
@@ -301,12 +296,11 @@ static bool go_on(struct om_mongo_thread *t, struct list *l) {
 
 static void list_run(struct om_mongo_thread *t, struct om_mongo_job *j) {
         struct list *l = (struct list *) j;
-        bool walk = is_walk(&l->in);
         bson_error_t why = { 0 };
         mongoc_cursor_t *cursor;
         int r;
 
-        if (walk) {
+        if (l->in.stale_ok) {
                 om_mongo_drop_kept(t, om_clock_ms() - IDLE_MS);
                 if (go_on(t, l))
                         return;
@@ -319,7 +313,7 @@ static void list_run(struct om_mongo_thread *t, struct om_mongo_job *j) {
                 om_mongo_fail(j, &why, "listing");
         else if (r < 0)
                 j->status = om_mongo_not_ours(j, r);
-        else if (walk && l->next.p) {
+        else if (l->in.stale_ok && l->next.p) {
                 keep(t, l, cursor);
                 return;
         }
@@ -427,7 +421,7 @@ int om_mongo_store_list(struct om_store *s, struct om_store_list *op, struct om_
         l->j.give = list_give;
         l->id = id;
         if (keep_inputs(l, op, place)) {
-                om_mongo_submit(&l->j, is_walk(&l->in) ? OM_MONGO_WALKS : OM_MONGO_READS);
+                om_mongo_submit_to(&l->j, op->stale_ok ? id & 0xff : 0);
                 return 0;
         }
         om_mongo_fail_memory(&l->j);

@@ -257,7 +257,7 @@ int om_mongo_store_put(struct om_store *s, struct om_store_put *op, struct om_er
                 om_mongo_finish(&p->j);
                 return 0;
         }
-        om_mongo_submit(&p->j, OM_MONGO_WRITES);
+        om_mongo_submit(&p->j, true);
         return 0;
 }
 
@@ -378,7 +378,7 @@ int om_mongo_store_put_if_absent(struct om_store *s, struct om_store_put_if_abse
         c->entry.expires_ms = op->expires_ms;
         c->entry.saved_ms = om_now_ms();
         if (om_mongo_keep(&c->j, op->key, &c->entry.key) && om_mongo_keep(&c->j, op->value, &c->entry.value)) {
-                om_mongo_submit(&c->j, OM_MONGO_WRITES);
+                om_mongo_submit(&c->j, true);
                 return 0;
         }
         om_mongo_fail_memory(&c->j);

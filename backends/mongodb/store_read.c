@@ -83,7 +83,7 @@ int om_mongo_store_get(struct om_store *s, struct om_store_get *op, struct om_er
         g->j.run = get_run;
         g->j.give = get_give;
         if (om_mongo_keep(&g->j, op->key, &g->key) && om_mongo_keep(&g->j, op->name, &g->name)) {
-                om_mongo_submit(&g->j, OM_MONGO_READS);
+                om_mongo_submit(&g->j, false);
                 return 0;
         }
         om_mongo_fail_memory(&g->j);
@@ -193,6 +193,6 @@ int om_mongo_store_health(struct om_store *s, struct om_store_health *op, struct
         h->op = op;
         h->j.run = health_run;
         h->j.give = health_give;
-        om_mongo_submit(&h->j, OM_MONGO_READS);
+        om_mongo_submit(&h->j, false);
         return 0;
 }

@@ -132,7 +132,7 @@ int om_mongo_store_remove(struct om_store *s, struct om_store_delete *op, struct
         m->j.run = removal_run;
         m->j.give = removal_give;
         if (om_mongo_keep(&m->j, op->key, &m->key) && (op->kind > OM_STORE_RESULTS || om_mongo_keep(&m->j, op->name, &m->name))) {
-                om_mongo_submit(&m->j, OM_MONGO_WRITES);
+                om_mongo_submit(&m->j, true);
                 return 0;
         }
         om_mongo_fail_memory(&m->j);

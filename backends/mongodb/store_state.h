@@ -38,7 +38,7 @@ struct om_mongo_job {
 struct om_mongo_kept {
         mongoc_cursor_t *cursor; /* NULL: none */
         enum om_store_kind kind;
-        uint64_t id;     /* drawn anew for each page: in the list's cursor, and so no other walk's */
+        uint64_t id;     /* drawn anew for each page: in the list's cursor, and so no other walk's; the lowest byte is its thread's place */
         int64_t used_ms; /* by om_clock_ms() */
 };
 
@@ -47,9 +47,9 @@ struct om_mongo_thread {
         struct om_store *store;
         struct om_worker *worker;
         struct om_post stopped;
-        mongoc_client_t *client;                  /* its own, from the pool; NULL: none yet */
-        size_t load;                              /* jobs given to it; the loop's */
-        struct om_mongo_kept kept[OM_MONGO_KEPT]; /* the last thread's */
+        mongoc_client_t *client; /* its own, from the pool; NULL: none yet */
+        size_t load;             /* jobs given to it; the loop's */
+        struct om_mongo_kept kept[OM_MONGO_KEPT];
         struct om_work leave;
 };
 
@@ -90,9 +90,10 @@ struct om_store {
 
 /* A new job for an operation, or the refusal: not ready, or too much under way. Its inputs are copied into `in`. */
 int om_mongo_job_new(struct om_store *s, struct om_op *op, size_t size, size_t bytes, void *ret, struct om_error *e);
-/* Gives it to the writing thread; to the one that reads and has the least to do; to the last one, which keeps cursors. */
-enum om_mongo_does { OM_MONGO_WRITES, OM_MONGO_READS, OM_MONGO_WALKS };
-void om_mongo_submit(struct om_mongo_job *j, enum om_mongo_does does);
+/* Gives it to the writing thread or to the one that reads and has the least to do. */
+void om_mongo_submit(struct om_mongo_job *j, bool writes);
+/* To this one, by its place among all; where there is no such reading thread, as om_mongo_submit(). */
+void om_mongo_submit_to(struct om_mongo_job *j, size_t thread);
 /* The job has ended: on the thread; or refused for want of memory, on the loop. */
 void om_mongo_finish(struct om_mongo_job *j);
 /* The job failed: fills its error, and where the server is away has it looked after. Its thread. */
