@@ -455,6 +455,8 @@ int kafka_delete_topics(struct om_bus *b, const char *const *knames, size_t n, s
 int kafka_delete_records(struct om_bus *b, rd_kafka_topic_partition_list_t *before, struct om_error *e) {
         rd_kafka_DeleteRecords_t *del = rd_kafka_DeleteRecords_new(before);
         rd_kafka_queue_t *q = rd_kafka_queue_new(b->producer);
+        const rd_kafka_topic_partition_list_t *done;
+        char what[KAFKA_NAME_MAX + 80];
         rd_kafka_event_t *ev;
         int r = 0;
 
@@ -463,6 +465,11 @@ int kafka_delete_records(struct om_bus *b, rd_kafka_topic_partition_list_t *befo
         if (!ev || rd_kafka_event_error(ev))
                 r = kafka_error(ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT, ev ? rd_kafka_event_error_string(ev) : NULL,
                         "deleting what is finished", e);
+        done = r == 0 ? rd_kafka_DeleteRecords_result_offsets(rd_kafka_event_DeleteRecords_result(ev)) : NULL;
+        for (int i = 0; done && i < done->cnt && r == 0; i++) {
+                snprintf(what, sizeof what, "deleting what is finished of the topic %s (takes the right Delete)", done->elems[i].topic);
+                r = kafka_error(done->elems[i].err, NULL, what, e);
+        }
         if (ev)
                 rd_kafka_event_destroy(ev);
         rd_kafka_queue_destroy(q);

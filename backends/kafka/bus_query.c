@@ -502,9 +502,12 @@ static void sweep_run(struct call *c) {
 static void sweep_done(struct call *c) {
         struct sweep *w = (struct sweep *) c;
 
+        bool denied = c->status < 0 && c->error.kind == OM_DENIED;
+
         c->bus->sweeping = false;
         if (c->status < 0)
-                om_host_log(c->bus->host, OM_LOG_INFO, "%s", c->error.message);
+                om_host_log(c->bus->host, denied && !c->bus->undeleted ? OM_LOG_WARNING : OM_LOG_INFO, "%s", c->error.message);
+        c->bus->undeleted = denied;
         for (size_t i = 0; i < w->n; i++)
                 if (w->topics[i].more && !c->bus->closing && !c->bus->ending)
                         kafka_catch_up(c->bus, w->topics[i].topic, w->topics[i].more);

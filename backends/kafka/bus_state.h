@@ -412,12 +412,12 @@ struct om_bus {
         atomic_bool joining; /* the member's generation is about to change: no commits */
         int64_t commit_after_ms;
         struct txn *txn;
-        bool txn_busy, sweeping;
-        int64_t catch_up_from_ms;       /* groups are not given more partitions before */
-        bool transacted, recover;       /* our name was used for transactions; one of a life before may be open */
-        struct verdict *sending;        /* whose letter or outputs are on their way */
-        struct dead_topic *dead;        /* the worker's of calls */
-        struct revocation *revocations; /* posted */
+        bool txn_busy, sweeping, undeleted; /* the last sweep may not delete */
+        int64_t catch_up_from_ms;           /* groups are not given more partitions before */
+        bool transacted, recover;           /* our name was used for transactions; one of a life before may be open */
+        struct verdict *sending;            /* whose letter or outputs are on their way */
+        struct dead_topic *dead;            /* the worker's of calls */
+        struct revocation *revocations;     /* posted */
 
         bool ending; /* closing, while what is ours is let go of */
         int64_t ending_by_ms;

@@ -286,6 +286,14 @@ def a_user_with_few_rights_uses_what_others_made_and_is_told_which_right_is_miss
             assert c.call("bus.configure", topic="t") == {"topic": "t", "partitions": 1, "retention_ms": 0}
             c.publish("t", 3)
             c.ack(c.next_task())
+            wait_for(lambda: "deleting what is finished of the topic x.t (takes the right Delete)" in d.log_text(), 30, "a warning of what stays")
+            assert d.log_text().count("warning") == 1, d.log_text()
+            kept = c.call("bus.stats", topic="t")["topics"][0]["depth"]
+            assert kept > 0, kept
+            allow("--topic", "Delete")
+            c.publish("t", 4)
+            c.ack(c.next_task())
+            wait_for(lambda: c.call("bus.stats", topic="t")["topics"][0]["depth"] == 0, 30, "what is finished to be deleted")
             d.stop()
 
 
