@@ -478,6 +478,7 @@ struct om_bus {
         struct source *sources;
         struct om_bus_sub *subs;
         struct event *sweep_timer, *beat_timer, *confirm_timer, *retry_timer;
+        bool undeleted; /* what is finished could not be deleted the last time, and that was said */
         struct publication *retrying;
         int64_t retry_ms;        /* when its timer is due */
         struct item *confirming; /* verdicts that the server has not confirmed, oldest first */

@@ -48,9 +48,24 @@ static void mended(struct nats_request *r, const struct nats_reply *reply) {
                 purge_over(p);
 }
 
+/* Of what stands in the way of deleting what passes is not told, and the rest once. */
+static void in_the_way(const struct topic *t, const struct om_error *e) {
+        struct om_bus *b = t->bus;
+
+        if (e->kind == OM_UNAVAILABLE || e->kind == OM_TIMEOUT || e->kind == OM_NOT_FOUND)
+                return;
+        om_host_log(b->host, b->undeleted ? OM_LOG_DEBUG : OM_LOG_WARNING, "what is finished of topic %s stays: %s", t->name, e->message);
+        b->undeleted = true;
+}
+
 static void purged(struct nats_request *r, const struct nats_reply *reply) {
         struct purge *p = r->ctx;
+        struct om_error e = OM_ERROR_INIT;
 
+        if (nats_error(reply, "purging its stream", &e) < 0)
+                in_the_way(p->topic, &e);
+        else
+                p->topic->bus->undeleted = false;
         p->n = (int64_t) nats_json_u64(reply->data, "purged") - p->n;
         if (p->n && nats_topic_filter(p->topic) && nats_json_true(reply->data, "success"))
                 read_record(p, record_to_mend);
@@ -214,10 +229,12 @@ static void consumers_came(struct roll *r, int status, const struct om_error *e)
         s->rest_until_ms = now + (now - s->began_ms) * REST;
         while ((t = list)) {
                 list = t->due_next;
-                if (status == 0)
+                if (status == 0) {
                         looked(t);
-                else
+                } else {
+                        in_the_way(t, e);
                         t->sweeping = false;
+                }
         }
 }
 

@@ -676,6 +676,22 @@ def a_mirror_elsewhere_holds_nothing_and_can_take_the_place_of_a_server_that_is_
             d.stop()
 
 
+@case
+def what_may_not_be_deleted_is_said_once():
+    with server("user") as url:
+        env = {"EVENT_BUS_URL": url.replace("omni:secret@", "keeper:secret@"), "LOG_LEVEL": "debug"}
+        with Daemon(env=env) as d, contextlib.closing(d.connect()) as client:
+            said = lambda: [line.split()[1] for line in d.log_text().splitlines() if "what is finished of topic t stays" in line]  # noqa: E731
+            client.register("t", "agent")
+            for n in range(3):
+                client.publish("t", n)
+                client.ack(client.next_task())
+                wait_for(lambda: len(said()) > n, 20, "that it stays")
+            assert said()[0] == "warning" and set(said()[1:]) == {"debug"}, said()
+            assert "lacks the permission" in d.log_text()
+            d.stop()
+
+
 def idle_wakeups(url):
     """How often the threads of a daemon that serves ten agents wake up in a second of doing nothing, and its main thread alone."""
     with bus(url) as daemon, contextlib.ExitStack() as stack:

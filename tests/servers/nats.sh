@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The real NATS server: Debian's is too old to sync at every write, so it is built from its Go module, once, outside the tree. See lib.sh; `build` prints where it is.
 #   plain      one server with JetStream that syncs every write
-#   user       the same with a user "omni" and a password; "poor" may not use JetStream's interface, account NONE has no JetStream
+#   user       the same with a user "omni" and a password; "poor" may not use JetStream's interface, "keeper" purge nothing, account NONE has no JetStream
 #              account SMALL may store 2 MB in 8 streams of 16 consumers each
 #   token      a token instead; a second node without JetStream
 #   tls        TLS only, clients need a certificate; a second node of it has an expired certificate
@@ -83,7 +83,8 @@ configuration() { # N
 accounts {
   A { jetstream: { max_file: 1GB, max_mem: 64MB }, users: [
     { user: omni, password: secret }
-    { user: poor, password: secret, permissions: { publish: { deny: "\$JS.>" } } } ] }
+    { user: poor, password: secret, permissions: { publish: { deny: "\$JS.>" } } }
+    { user: keeper, password: secret, permissions: { publish: { deny: "\$JS.API.STREAM.PURGE.>" } } } ] }
   SMALL { jetstream: { max_file: 2MB, max_mem: 1MB, max_streams: 8, max_consumers: 16 }, users: [ { user: small, password: secret } ] }
   NONE { users: [ { user: none, password: secret } ] }
 }
