@@ -252,13 +252,16 @@ static void keep(struct om_mongo_thread *t, struct list *l, mongoc_cursor_t *cur
 
 /* -- lists ------------------------------------------------------------------------------------------------------------------ */
 
+/* The server says that it takes too long before the connection is given up, and with it all else that waits for the server. */
+static int64_t patience_ms(const struct om_store *s) { return s->settings.answer_timeout_ms - s->settings.answer_timeout_ms / 4; }
+
 static mongoc_cursor_t *find(struct om_mongo_thread *t, struct list *l) {
         bool by_time = om_mongo_is_by_time(l->in.kind);
         mongoc_collection_t *c = om_mongo_collection(t->store, t->client, l->in.kind);
         bson_t find = BSON_INITIALIZER,
                *opts = BCON_NEW("sort", "{", by_time ? "place" : "_id", BCON_INT32(by_time ? -1 : 1), "}", "batchSize",
-                       BCON_INT32((int32_t) l->limit + 1), "maxTimeMS", BCON_INT64(t->store->settings.answer_timeout_ms), "projection", "{",
-                       "doc", BCON_BOOL(false), "}");
+                       BCON_INT32((int32_t) l->limit + 1), "maxTimeMS", BCON_INT64(patience_ms(t->store)), "projection", "{", "doc",
+                       BCON_BOOL(false), "}");
         mongoc_cursor_t *cursor = NULL;
         int r = put_find(&find, l);
 
@@ -309,7 +312,11 @@ static void list_run(struct om_mongo_thread *t, struct om_mongo_job *j) {
         if (!cursor)
                 return;
         r = take_page(l, cursor, false);
-        if (mongoc_cursor_error(cursor, &why))
+        if (mongoc_cursor_error(cursor, &why) && om_mongo_code(&why) == OM_MONGO_MAX_TIME)
+                j->status = om_error_set(&j->error, OM_TIMEOUT,
+                        "MongoDB: %s: listing took the server longer than %lld ms, three quarters of answer_timeout: raise it in the URL",
+                        t->store->settings.where, (long long) patience_ms(t->store));
+        else if (mongoc_cursor_error(cursor, &why))
                 om_mongo_fail(j, &why, "listing");
         else if (r < 0)
                 j->status = om_mongo_not_ours(j, r);

@@ -20,7 +20,8 @@ KILLS, RESULTS, RATE = amount("KILLS", 10, 10), amount("RESULTS", 1000, 20000), 
 def url_of(system, side, stack):
     if system == "json":
         return f"json:{side}?max_metrics=1000000"  # its default of 10,000 would drop the oldest
-    return store_of(stack.enter_context(Server(system)))
+    url = store_of(stack.enter_context(Server(system)))
+    return url + "?answer_timeout=30s" if system == "mongodb" else url  # the server here reads every document for a page of a list
 
 
 def add(source, target):

@@ -7,6 +7,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../lib"))
 from harness import Daemon, case, main, wait_for  # noqa: E402
+from omni_wire import OmniError  # noqa: E402
 from server import Server  # noqa: E402
 
 server = Server("mongodb")
@@ -92,6 +93,23 @@ def many_documents_are_replaced_at_once():
             c.call("storage.import", kind="results", entries=[
                 {"key": f"t{n}", "name": "clerk", "saved_ms": 1000 + n, "topic": "work", "status": "completed", "value": {"turn": turn}} for n in range(400)])
         assert all(e["value"]["turn"] == 5 for e in c.call("storage.export", kind="results", limit=400)["entries"])
+        c.close()
+        d.stop()
+
+
+@case
+def a_list_that_takes_too_long_is_no_reason_to_think_the_server_away():
+    with Daemon("--storage-url", url("slow", "?answer_timeout=500ms")) as d:
+        c = ready(d)
+        for start in range(0, 40000, 1000):
+            c.call("storage.import", kind="results", entries=[
+                {"key": f"t{n}", "name": "clerk", "saved_ms": 1000 + n, "topic": "work", "status": "completed", "value": n} for n in range(start, start + 1000)])
+        try:
+            raise AssertionError(len(c.call("task.list")["tasks"]))
+        except OmniError as e:
+            assert e.kind == "timeout" and "answer_timeout" in str(e), (e.kind, e)
+        c.call("config.set", key="k", value=1)
+        assert c.call("config.get", key="k")["value"] == 1 and "connecting" not in d.log_text(), d.log_text()
         c.close()
         d.stop()
 
