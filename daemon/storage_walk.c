@@ -314,6 +314,7 @@ static void page_done(struct walk *w) {
         bool last;
 
         ks->n_done += w->n;
+        ks->n_total = ks->n_done > ks->n_total ? ks->n_done : ks->n_total; /* what was written since the survey comes along */
         w->n_run += w->n;
         for (size_t i = 0; i < w->n; i++)
                 w->at_ms = w->entries[i].saved_ms > w->at_ms ? w->entries[i].saved_ms : w->at_ms;
