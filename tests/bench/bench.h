@@ -85,6 +85,14 @@ const char *value_text(void); /* of a setting: a JSON string of CONTENT_BYTES; s
  * took. */
 double settings_seconds(const struct daemon *d, const char *method, long total, int under_way, double *us);
 
+/* The same by a system's client library alone: seconds, and how long each took, as settings_seconds(). */
+typedef double settings_alone_fn(bool writes, long total, int under_way, double *us);
+/* Figures SYSTEM_native_set, SYSTEM_set, SYSTEM_native_get, SYSTEM_get: the library with so many under way, the daemon, which has its
+ * storage there, with 64. */
+void settings_rates(const struct daemon *d, const char *system, settings_alone_fn *alone, int under_way, long total);
+/* latency_SYSTEM_native_set_p50 and so on, one at a time. */
+void settings_latencies(const struct daemon *d, const char *system, settings_alone_fn *alone, long total);
+
 struct work {
         const struct daemon *daemon;
         const char *topic;
@@ -111,6 +119,8 @@ void case_beanstalkd(void);
 void case_nats(void); /* nats.c */
 void case_nats_bus(void);
 void case_nats_latency(void);
+void case_nats_kv(void);
+void case_nats_kv_latency(void);
 void case_kafka(void);    /* kafka.c */
 void case_rabbitmq(void); /* rabbitmq.c */
 void case_rabbitmq_latency(void);
@@ -119,6 +129,8 @@ void case_s3_latency(void);
 void case_redis(void); /* redis.c */
 void case_redis_python(void);
 void case_redis_latency(void);
+void case_redis_store(void);
+void case_redis_store_latency(void);
 void case_postgresql(void); /* postgresql.c */
 void case_postgresql_latency(void);
 void case_mongodb(void); /* mongodb.c */

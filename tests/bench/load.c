@@ -117,6 +117,8 @@ double drain_seconds(const struct daemon *d, const char *topic, bool results, lo
 
 /* -- settings, as what a storage is asked for ------------------------------------------------------------------------------------ */
 
+enum { SETTINGS_UNDER_WAY = 64 };
+
 const char *value_text(void) {
         static char value[CONTENT_BYTES + 1];
         memset(value, 'x', CONTENT_BYTES);
@@ -158,4 +160,43 @@ double settings_seconds(const struct daemon *d, const char *method, long total, 
         double seconds = now_s() - start;
         omni_free(client);
         return seconds;
+}
+
+static void rate_of(const char *system, const char *what, long total, double seconds) {
+        char name[64];
+        snprintf(name, sizeof(name), "%s_%s", system, what);
+        figure(name, (double) total / seconds);
+}
+
+static void keys_are_there(const struct daemon *d, settings_alone_fn *alone, int under_way) {
+        settings_seconds(d, "config.set", KEYS, SETTINGS_UNDER_WAY, NULL);
+        alone(true, KEYS, under_way, NULL);
+}
+
+void settings_rates(const struct daemon *d, const char *system, settings_alone_fn *alone, int under_way, long total) {
+        keys_are_there(d, alone, under_way);
+        rate_of(system, "native_set", total, alone(true, total, under_way, NULL));
+        rate_of(system, "set", total, settings_seconds(d, "config.set", total, SETTINGS_UNDER_WAY, NULL));
+        rate_of(system, "native_get", total, alone(false, total, under_way, NULL));
+        rate_of(system, "get", total, settings_seconds(d, "config.get", total, SETTINGS_UNDER_WAY, NULL));
+}
+
+static void latency_of(const char *system, const char *what, double *us, long total) {
+        char name[64];
+        snprintf(name, sizeof(name), "latency_%s_%s", system, what);
+        figure_quantiles(name, us, total);
+}
+
+void settings_latencies(const struct daemon *d, const char *system, settings_alone_fn *alone, long total) {
+        double *us = calloc((size_t) total, sizeof(double));
+        keys_are_there(d, alone, 1);
+        alone(true, total, 1, us);
+        latency_of(system, "native_set", us, total);
+        settings_seconds(d, "config.set", total, 1, us);
+        latency_of(system, "set", us, total);
+        alone(false, total, 1, us);
+        latency_of(system, "native_get", us, total);
+        settings_seconds(d, "config.get", total, 1, us);
+        latency_of(system, "get", us, total);
+        free(us);
 }

@@ -14,8 +14,6 @@
 #ifdef HAVE_MONGOC
 #include <mongoc/mongoc.h>
 
-enum { UNDER_WAY = 64 };
-
 static char folder[64], store_url[300];
 static struct om_test_server *server;
 
@@ -33,8 +31,8 @@ static void server_stop(void) {
         folder_remove(folder);
 }
 
-/* Writes or reads, one at a time; `us`: how long each took. */
-static double native_seconds(bool writes, long total, double *us) {
+/* The library has no more than one under way. */
+static double alone(bool writes, long total, int under_way, double *us) {
         mongoc_init();
         mongoc_client_t *client = mongoc_client_new(store_url);
         mongoc_collection_t *c = mongoc_client_get_collection(client, "bench", "native");
@@ -69,37 +67,19 @@ static double native_seconds(bool writes, long total, double *us) {
 }
 
 void case_mongodb(void) {
-        long total = scaled(2000);
         struct daemon d;
         server_start();
         daemon_start(&d, "local:bus?durability=memory");
-        settings_seconds(&d, "config.set", KEYS, UNDER_WAY, NULL); /* the keys are there */
-        native_seconds(true, KEYS, NULL);
-        figure("mongodb_native_set", (double) total / native_seconds(true, total, NULL));
-        figure("mongodb_set", (double) total / settings_seconds(&d, "config.set", total, UNDER_WAY, NULL));
-        figure("mongodb_native_get", (double) total / native_seconds(false, total, NULL));
-        figure("mongodb_get", (double) total / settings_seconds(&d, "config.get", total, UNDER_WAY, NULL));
+        settings_rates(&d, "mongodb", alone, 1, scaled(2000));
         daemon_stop(&d);
         server_stop();
 }
 
 void case_mongodb_latency(void) {
-        long n = scaled(1000);
-        double *us = calloc((size_t) n, sizeof(double));
         struct daemon d;
         server_start();
         daemon_start(&d, "local:bus?durability=memory");
-        settings_seconds(&d, "config.set", KEYS, UNDER_WAY, NULL);
-        native_seconds(true, KEYS, NULL);
-        native_seconds(true, n, us);
-        figure_quantiles("latency_mongodb_native_set", us, n);
-        settings_seconds(&d, "config.set", n, 1, us);
-        figure_quantiles("latency_mongodb_set", us, n);
-        native_seconds(false, n, us);
-        figure_quantiles("latency_mongodb_native_get", us, n);
-        settings_seconds(&d, "config.get", n, 1, us);
-        figure_quantiles("latency_mongodb_get", us, n);
-        free(us);
+        settings_latencies(&d, "mongodb", alone, scaled(1000));
         daemon_stop(&d);
         server_stop();
 }

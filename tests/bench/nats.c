@@ -265,8 +265,69 @@ void case_nats_latency(void) {
         free(us);
         server_stop(&d);
 }
+
+/* -- the storage, beside libnats's key-value buckets -------------------------------------------------------------------------- */
+
+/* The library has no more than one under way. */
+static double alone(bool writes, long total, int under_way, double *us) {
+        struct native n = connect_to(true);
+        kvStore *kv = NULL;
+        kvConfig config;
+        kvConfig_Init(&config);
+        config.Bucket = "native";
+        config.History = 1;
+        config.StorageType = js_FileStorage;
+        if (js_KeyValue(&kv, n.js, "native") != NATS_OK)
+                must(js_CreateKeyValue(&kv, n.js, &config), "libnats: bucket");
+        double start = now_s();
+        for (long i = 0; i < total; i++) {
+                char key[32];
+                kvEntry *entry = NULL;
+                double begun = now_s();
+                snprintf(key, sizeof(key), "k%ld", i % KEYS);
+                must(writes ? kvStore_PutString(NULL, kv, key, value_text()) : kvStore_Get(&entry, kv, key), "libnats: key-value");
+                kvEntry_Destroy(entry);
+                if (us)
+                        us[i] = (now_s() - begun) * 1e6;
+        }
+        double seconds = now_s() - start;
+        kvStore_Destroy(kv);
+        disconnect(n);
+        return seconds;
+}
+
+static void kv_start(struct daemon *d) {
+        char url[300];
+        folder_new(folder);
+        server = om_test_server_start("nats", folder);
+        const char *text = om_test_server_value(server, "store_url"), *hole = strstr(text, "{case}");
+        snprintf(url, sizeof(url), "%.*sbench%s", (int) (hole - text), text, hole + strlen("{case}"));
+        setenv("STORAGE_URL", url, 1);
+        daemon_start(d, "local:bus?durability=memory");
+}
+
+static void kv_stop(struct daemon *d) {
+        unsetenv("STORAGE_URL");
+        server_stop(d);
+}
+
+void case_nats_kv(void) {
+        struct daemon d;
+        kv_start(&d);
+        settings_rates(&d, "nats_kv", alone, 1, scaled(5000));
+        kv_stop(&d);
+}
+
+void case_nats_kv_latency(void) {
+        struct daemon d;
+        kv_start(&d);
+        settings_latencies(&d, "nats_kv", alone, scaled(1000));
+        kv_stop(&d);
+}
 #else
 void case_nats_latency(void) {}
+void case_nats_kv(void) {}
+void case_nats_kv_latency(void) {}
 void case_nats_bus(void) { figure_missing("nats_native_publish", "built without libnats; packaging/install-deps.sh bench installs it"); }
 void case_nats(void) { figure_missing("nats_puts", "built without libnats; packaging/install-deps.sh bench installs it"); }
 #endif

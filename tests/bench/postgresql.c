@@ -167,16 +167,17 @@ static void fill_results(struct om_pg_params *p, long i) {
 
 /* -- the daemon ---------------------------------------------------------------------------------------------------------------- */
 
+static double alone(bool writes, long total, int under_way, double *us) {
+        struct native n = { writes ? OM_PG_PUT_CONFIG : OM_PG_GET_CONFIG, total, under_way, writes ? fill_set : fill_get, us };
+        return native_seconds(&n);
+}
+
 void case_postgresql(void) {
-        long total = scaled(20000), results = scaled(50000) / ROWS * ROWS;
+        long results = scaled(50000) / ROWS * ROWS;
         struct daemon d;
         server_start();
-        daemon_start(&d, "local:bus?durability=memory");
-        settings_seconds(&d, "config.set", KEYS, UNDER_WAY, NULL); /* the tables and the keys are there */
-        figure("pg_native_set", (double) total / native_seconds(&(struct native){ OM_PG_PUT_CONFIG, total, UNDER_WAY, fill_set, NULL }));
-        figure("pg_set", (double) total / settings_seconds(&d, "config.set", total, UNDER_WAY, NULL));
-        figure("pg_native_get", (double) total / native_seconds(&(struct native){ OM_PG_GET_CONFIG, total, UNDER_WAY, fill_get, NULL }));
-        figure("pg_get", (double) total / settings_seconds(&d, "config.get", total, UNDER_WAY, NULL));
+        daemon_start(&d, "local:bus?durability=memory"); /* which makes the tables */
+        settings_rates(&d, "pg", alone, UNDER_WAY, scaled(20000));
         figure("pg_native_results",
                 (double) results /
                         native_seconds(&(struct native){ OM_PG_PUT_RESULTS, results / ROWS, ROWS_UNDER_WAY, fill_results, NULL }));
@@ -186,21 +187,10 @@ void case_postgresql(void) {
 }
 
 void case_postgresql_latency(void) {
-        long n = scaled(2000);
-        double *us = calloc((size_t) n, sizeof(double));
         struct daemon d;
         server_start();
         daemon_start(&d, "local:bus?durability=memory");
-        settings_seconds(&d, "config.set", KEYS, UNDER_WAY, NULL);
-        native_seconds(&(struct native){ OM_PG_PUT_CONFIG, n, 1, fill_set, us });
-        figure_quantiles("latency_pg_native_set", us, n);
-        settings_seconds(&d, "config.set", n, 1, us);
-        figure_quantiles("latency_pg_set", us, n);
-        native_seconds(&(struct native){ OM_PG_GET_CONFIG, n, 1, fill_get, us });
-        figure_quantiles("latency_pg_native_get", us, n);
-        settings_seconds(&d, "config.get", n, 1, us);
-        figure_quantiles("latency_pg_get", us, n);
-        free(us);
+        settings_latencies(&d, "pg", alone, scaled(2000));
         daemon_stop(&d);
         server_stop();
 }

@@ -202,6 +202,55 @@ void case_redis(void) {
         server_stop();
 }
 
+/* -- the storage ------------------------------------------------------------------------------------------------------------- */
+
+/* SET and GET of keys of its own, pipelined. */
+static double alone(bool writes, long total, int under_way, double *us) {
+        redisContext *c = connect_to();
+        double start = now_s(), sent_at = start;
+        for (long sent = 0, done = 0; done < total; done++) {
+                for (; sent < total && sent - done < under_way; sent++) {
+                        sent_at = now_s();
+                        if (writes)
+                                redisAppendCommand(c, "SET native:k%ld %s", sent % KEYS, value_text());
+                        else
+                                redisAppendCommand(c, "GET native:k%ld", sent % KEYS);
+                }
+                freeReplyObject(reply_of(c));
+                if (us)
+                        us[done] = (now_s() - sent_at) * 1e6;
+        }
+        double seconds = now_s() - start;
+        redisFree(c);
+        return seconds;
+}
+
+static void store_start(struct daemon *d) {
+        server_start();
+        setenv("STORAGE_URL", bus_url(), 1);
+        daemon_start(d, "local:bus?durability=memory");
+}
+
+static void store_stop(struct daemon *d) {
+        daemon_stop(d);
+        unsetenv("STORAGE_URL");
+        server_stop();
+}
+
+void case_redis_store(void) {
+        struct daemon d;
+        store_start(&d);
+        settings_rates(&d, "redis_store", alone, 64, scaled(50000));
+        store_stop(&d);
+}
+
+void case_redis_store_latency(void) {
+        struct daemon d;
+        store_start(&d);
+        settings_latencies(&d, "redis_store", alone, scaled(2000));
+        store_stop(&d);
+}
+
 void case_redis_latency(void) {
         long n = scaled(2000);
         double *us = calloc((size_t) n, sizeof(double));
@@ -218,6 +267,8 @@ void case_redis_latency(void) {
 }
 #else
 void case_redis_latency(void) {}
+void case_redis_store(void) {}
+void case_redis_store_latency(void) {}
 void case_redis_python(void) {}
 void case_redis(void) { figure_missing("redis_native_publish", "built without hiredis; packaging/install-deps.sh redis installs it"); }
 #endif
