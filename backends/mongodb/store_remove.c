@@ -90,8 +90,27 @@ static void put_filter(bson_t *find, const struct removal *m) {
         om_buf_deinit(&id);
 }
 
+/* One document, by its _id alone: there are servers that look at every document when more is asked for. */
+static bool remove_one(mongoc_collection_t *c, const bson_t *find, uint64_t *ret_n, bson_error_t *why) {
+        bson_t *opts = BCON_NEW("projection", "{", "expires_at", BCON_BOOL(true), "}");
+        mongoc_cursor_t *cursor = mongoc_collection_find_with_opts(c, find, opts, NULL);
+        bool expired = false, ok;
+        const bson_t *doc;
+        bson_iter_t i;
+
+        if (mongoc_cursor_next(cursor, &doc) && bson_iter_init_find(&i, doc, "expires_at"))
+                expired = BSON_ITER_HOLDS_DATE_TIME(&i) && bson_iter_date_time(&i) <= om_now_ms();
+        ok = !mongoc_cursor_error(cursor, why) && delete_now(c, find, ret_n, why);
+        if (expired)
+                *ret_n = 0;
+        mongoc_cursor_destroy(cursor);
+        bson_destroy(opts);
+        return ok;
+}
+
 static void removal_run(struct om_mongo_thread *t, struct om_mongo_job *j) {
         struct removal *m = (struct removal *) j;
+        bool one = m->key.p && (m->name.p || j->kind > OM_STORE_RESULTS);
         mongoc_collection_t *c = om_mongo_collection(t->store, t->client, j->kind);
         bson_error_t why = { 0 };
         bson_t find, expired, at;
@@ -100,7 +119,7 @@ static void removal_run(struct om_mongo_thread *t, struct om_mongo_job *j) {
 
         bson_init(&find);
         put_filter(&find, m);
-        if (j->kind == OM_STORE_RESULTS || j->kind == OM_STORE_KEYS) {
+        if (!one && (j->kind == OM_STORE_RESULTS || j->kind == OM_STORE_KEYS)) {
                 bson_copy_to(&find, &expired);
                 BSON_APPEND_DOCUMENT_BEGIN(&expired, "expires_at", &at);
                 BSON_APPEND_DATE_TIME(&at, "$lte", om_now_ms());
@@ -108,7 +127,10 @@ static void removal_run(struct om_mongo_thread *t, struct om_mongo_job *j) {
                 ok = m->key.p ? delete_now(c, &expired, &gone, &why) : om_mongo_delete(c, &expired, &gone, &why);
                 bson_destroy(&expired);
         }
-        ok = ok && (m->key.p ? delete_now(c, &find, &m->n, &why) : om_mongo_delete(c, &find, &m->n, &why));
+        ok = ok &&
+                (one                       ? remove_one(c, &find, &m->n, &why)
+                                : m->key.p ? delete_now(c, &find, &m->n, &why)
+                                           : om_mongo_delete(c, &find, &m->n, &why));
         if (!ok)
                 om_mongo_fail(j, &why, "deleting");
         bson_destroy(&find);
