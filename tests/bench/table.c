@@ -81,6 +81,8 @@ static struct figure {
         { "kafka_latency_p99", "us", "", "kafka_native_latency_p99", PLUS, 250, .promise = "Kafka: added latency, p99" },
         { "kafka_latency_p999", "us", "", "kafka_native_latency_p999", PLUS },
         { "rabbitmq_native_publish", "messages/s", "librabbitmq alone, 1,600 in flight; quorum queue, confirms" },
+        { "rabbitmq_native_as_ours_publish", "messages/s", "the same by a topic exchange, with a task's properties",
+                "rabbitmq_native_publish", TIMES },
         { "rabbitmq_without_log_publish", "tasks/s", "publish through the daemon, tasks[] of 100, 16 in flight; log=false",
                 "rabbitmq_native_publish", TIMES, 1, .promise = "RabbitMQ: publish, beside librabbitmq alone" },
         { "rabbitmq_publish", "tasks/s", "the same with the log, as is the default: a stream beside the queue", "rabbitmq_native_publish",
