@@ -36,13 +36,19 @@ static int free_port(void) {
         return ntohs(a.sin_port);
 }
 
-/* Puts a second; 0: it gave up, as it does where the machine is so busy that an answer takes seconds. */
-static double publish(jsCtx *js, const char *subject, long total) {
-        char value[RECORD_BYTES];
+/* Puts a second; 0: it gave up, as it does where the machine is so busy that an answer takes seconds. `ids`: each has an id as long as a
+ * task's, by which the server drops a repeat. */
+static double publish(jsCtx *js, const char *subject, long total, bool ids) {
+        char value[RECORD_BYTES], id[40];
+        jsPubOptions options;
         memset(value, 'x', sizeof(value));
+        jsPubOptions_Init(&options);
+        options.MsgId = id;
         double start = now_s();
         for (long i = 0; i < total; i++) {
-                natsStatus s = js_PublishAsync(js, subject, value, sizeof(value), NULL);
+                if (ids)
+                        snprintf(id, sizeof(id), "%036ld", i);
+                natsStatus s = js_PublishAsync(js, subject, value, sizeof(value), ids ? &options : NULL);
                 if (s != NATS_OK)
                         return 0;
         }
@@ -78,7 +84,7 @@ void case_nats(void) {
         stream.Storage = js_FileStorage;
         if (!nc || natsConnection_JetStream(&js, nc, &options) != NATS_OK || js_AddStream(NULL, js, &stream, NULL, &code) != NATS_OK) {
                 figure_missing("nats_puts", "nats-server did not take a stream");
-        } else if ((puts = publish(js, "bench", total)) > 0) {
+        } else if ((puts = publish(js, "bench", total, false)) > 0) {
                 figure("nats_puts", puts);
                 figure("nats_ours", figure_last("publish_100x16"));
         } else {
@@ -181,7 +187,7 @@ static double whole_way_native(long total) {
         pthread_t thread;
         fresh_stream(n);
         pthread_create(&thread, NULL, read_native, &r);
-        double start = now_s(), rate = publish(n.js, "native", total);
+        double start = now_s(), rate = publish(n.js, "native", total, false);
         if (rate == 0)
                 die("js_PublishAsync", "it gave up; the reader would wait for ever");
         pthread_join(thread, NULL);
@@ -210,15 +216,19 @@ static void latency_native(long total, double *us) {
         disconnect(n);
 }
 
-/* The daemon beside libnats alone: publishing, and the whole way. */
-static void rates(const struct daemon *d, long total, const char *names[4]) {
+static double publish_alone(long total, bool ids) {
         struct native native = connect_to(false);
         fresh_stream(native);
-        double rate = publish(native.js, "native", total);
+        double rate = publish(native.js, "native", total, ids);
         disconnect(native);
         if (rate == 0)
                 die("js_PublishAsync", "it gave up");
-        figure(names[0], rate);
+        return rate;
+}
+
+/* The daemon beside libnats alone: publishing, and the whole way. */
+static void rates(const struct daemon *d, long total, const char *names[4]) {
+        figure(names[0], publish_alone(total, false));
         struct load load = { .daemon = d, .topic = "publish", .total = total, .batch = BATCH, .in_flight = IN_FLIGHT };
         publish_load(&load);
         figure(names[1], (double) load.done / load.seconds);
@@ -247,6 +257,7 @@ void case_nats_bus(void) {
         rates(&d, scaled(20000), (const char *[]){ "nats_native_publish", "nats_publish", "nats_native_whole_way", "nats_whole_way" });
         server_stop(&d);
         server_start("nats:weak", &d);
+        figure("nats_native_ids_unsynced_publish", publish_alone(scaled(100000), true));
         rates(&d, scaled(100000),
                 (const char *[]){ "nats_native_unsynced_publish", "nats_unsynced_publish", "nats_native_unsynced_whole_way",
                         "nats_unsynced_whole_way" });

@@ -107,6 +107,8 @@ static struct figure {
         { "nats_native_whole_way", "tasks/s", "libnats alone: js_PublishAsync, a pull consumer, acks that nobody confirms" },
         { "nats_whole_way", "tasks/s", "publish, deliver, ack (confirmed) through the daemon; no results", "nats_native_whole_way", TIMES },
         { "nats_native_unsynced_publish", "puts/s", "libnats alone, the same; a server that does not sync" },
+        { "nats_native_ids_unsynced_publish", "puts/s", "the same with an id each, by which the server drops a repeat",
+                "nats_native_unsynced_publish", TIMES },
         { "nats_unsynced_publish", "tasks/s", "publish through the daemon, likewise", "nats_native_unsynced_publish", TIMES, 0.9,
                 .promise = "NATS, not synced: publish, beside libnats alone" },
         { "nats_native_unsynced_whole_way", "tasks/s", "libnats alone: publish, pull consumer, acks; not synced" },
