@@ -404,6 +404,7 @@ static int configure_run(struct change *c, struct om_error *e) {
         char names[1][KAFKA_NAME_MAX + 1];
         struct seen s;
         int r = kafka_look_names(c->job.bus, c->topic, &s, e);
+        bool partitioned = false;
 
         if (r < 0)
                 return r;
@@ -413,10 +414,18 @@ static int configure_run(struct change *c, struct om_error *e) {
                 r = grow(c, &s, e);
         else
                 c->partitions = s.topics[0].n_parts;
+        partitioned = r == 0 && (!s.n_topics || c->partitions > s.topics[0].n_parts);
         kafka_seen_deinit(&s);
         /* What was just set is not asked for: not every broker knows of it yet. */
-        if (r < 0 || c->retention_ms >= 0)
-                return r < 0 ? r : kafka_retention_set(c->job.bus, c->log, c->retention_ms, e);
+        if (r == 0 && c->retention_ms >= 0) {
+                r = kafka_retention_set(c->job.bus, c->log, c->retention_ms, e);
+                if (r < 0 && partitioned)
+                        om_error_prefix(e, "\"%.*s\" has %lld partitions now, its retention is as before", OM_PRI(c->topic),
+                                (long long) c->partitions);
+                return r;
+        }
+        if (r < 0)
+                return r;
         memcpy(names[0], c->log, sizeof c->log);
         return kafka_retentions(c->job.bus, names, 1, &c->retention_ms, e);
 }
@@ -457,7 +466,7 @@ static void added_free(struct send *s) {
                 return;
         c->call.run = rejoin_run;
         c->call.done = rejoin_done;
-        if (!c->job.bus->member || c->status < 0 || !c->n_added || kafka_call(c->job.bus, WORKER_CALLS, &c->call, &e) < 0)
+        if (!c->job.bus->member || !c->n_added || kafka_call(c->job.bus, WORKER_CALLS, &c->call, &e) < 0)
                 rejoin_done(&c->call);
 }
 
@@ -512,15 +521,18 @@ static void change_run(struct call *call) {
 static void change_done(struct call *call) {
         struct change *c = CONTAINER(call, struct change, call);
 
-        if (call->status < 0)
+        /* Partitions that were added are the groups' all the same, whatever failed after them. */
+        if (call->status < 0 && !c->n_added)
                 change_over(c, call->status, &call->error, 0);
         else if (c->type == OM_CHANGE_DELETE_GROUP || c->type == OM_CHANGE_DELETE_TOPIC)
                 deleted(c);
         else if (c->type == OM_CHANGE_SEEK)
                 seek_done(c);
-        else if (c->type == OM_CHANGE_CONFIGURE)
+        else if (c->type == OM_CHANGE_CONFIGURE) {
+                c->status = call->status;
+                c->error = call->error;
                 configured(c);
-        else
+        } else
                 letters_done(c);
 }
 

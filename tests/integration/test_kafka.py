@@ -298,6 +298,15 @@ def a_user_with_few_rights_uses_what_others_made_and_is_told_which_right_is_miss
             c.publish("t", 4)
             c.ack(c.next_task())
             wait_for(lambda: kept() == 0, 30, "what is finished to be deleted")
+            allow("--topic", "Alter")
+            refused(c, "bus.configure", '"t" has 2 partitions now', "AlterConfigs", topic="t", partitions=2, retention_ms=5000)
+            assert c.call("bus.configure", topic="t") == {"topic": "t", "partitions": 2, "retention_ms": 0}
+            for key in range(20):
+                c.publish("t", key, key=str(key))
+            for n in range(20):
+                task = c.next_task(15)
+                assert task, f"{n} of 20 came of the two partitions"
+                c.ack(task)
             d.stop()
 
 
