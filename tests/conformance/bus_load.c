@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Many: workers that never read, topics and groups. */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,15 +82,31 @@ static long acked_of(struct worker *const *workers, int n) {
         return total;
 }
 
-static void publish_to_each(char *const *topics, int n) {
+static int publish_to_each(char *const *topics, int n, const char *content) {
         omni_publish_options *tasks = calloc((size_t) n, sizeof(*tasks));
         for (int i = 0; i < n; i++) {
                 tasks[i] = (omni_publish_options) OMNI_PUBLISH_OPTIONS_INIT;
                 tasks[i].topic = topics[i];
-                tasks[i].content = "1";
+                tasks[i].content = content;
         }
-        publish_all(tasks, n);
+        int again = publish_all(tasks, n);
         free(tasks);
+        return again;
+}
+
+static int how_many_saw(struct worker *const *workers, int n, const char *content) {
+        int saw = 0;
+        for (int i = 0; i < n; i++)
+                saw += seen_content(workers[i], content, 0) != NULL;
+        return saw;
+}
+
+static long repeats_of(struct worker *const *workers, int n) {
+        long repeats = 0;
+        for (int i = 0; i < n; i++)
+                for (size_t k = 0; k < workers[i]->n; k++)
+                        repeats += workers[i]->seen[k].attempt > 1;
+        return repeats;
 }
 
 static void many_topics(void) {
@@ -109,13 +126,24 @@ static void many_topics(void) {
                         workers[k] = serve_on(c, &o, act_ack);
                 }
         }
+        int again = 0;
         for (int round = 1; round <= 3; round++) {
-                publish_to_each(topics, n);
-                MUST(UNTIL(acked_of(workers, n * GROUPS) == (long) round * n * GROUPS, 60000), "round %d: %ld of %d", round,
-                        acked_of(workers, n * GROUPS), round * n * GROUPS);
-                for (int k = 0; k < n * GROUPS; k++)
-                        MUST(workers[k]->n == (size_t) round, "round %d: group %d of topic %d got %zu", round, k % GROUPS, k / GROUPS,
-                                workers[k]->n);
+                const char *content = rig_text("%d", round);
+                again += publish_to_each(topics, n, content);
+                MUST(UNTIL(acked_of(workers, n * GROUPS) >= (long) round * n * GROUPS &&
+                                     how_many_saw(workers, n * GROUPS, content) == n * GROUPS,
+                             60000),
+                        "round %d: %ld of %d, by %d of %d groups", round, acked_of(workers, n * GROUPS), round * n * GROUPS,
+                        how_many_saw(workers, n * GROUPS, content), n * GROUPS);
+                /* A task that a slow server refused and had all the same is there twice. Three servers in one machine may also take longer
+                 * over the acks of all groups at once than they keep a task from others: these come again, as a second attempt. */
+                long repeats = repeats_of(workers, n * GROUPS);
+                MUST(repeats <= SCALE(LONG_MAX, 0), "round %d: %ld tasks came again", round, repeats);
+                MUST(acked_of(workers, n * GROUPS) <= ((long) round * n + again) * GROUPS + repeats,
+                        "round %d: %ld of %d, %d published again, %ld came again", round, acked_of(workers, n * GROUPS), round * n * GROUPS,
+                        again, repeats);
+                if (again || repeats)
+                        printf("round %d: %d published again, %ld came again\n", round, again, repeats);
                 if (round == 1)
                         om_test_daemon_restart(rig_daemon);
                 else if (round == 2) {
