@@ -16,6 +16,7 @@
 
 static char folder[64], store_url[300];
 static struct om_test_server *server;
+static int64_t written;
 
 static void server_start(void) {
         folder_new(folder);
@@ -45,7 +46,8 @@ static double alone(bool writes, long total, int under_way, double *us) {
                 double begun = now_s();
                 snprintf(key, sizeof(key), "k%ld", i % KEYS);
                 bson_t *find = BCON_NEW("_id", BCON_UTF8(key)),
-                       *new = BCON_NEW("_id", BCON_UTF8(key), "text", BCON_UTF8(value_text()), "doc", BCON_UTF8(value_text()));
+                       *new = BCON_NEW("_id", BCON_UTF8(key), "text", BCON_UTF8(value_text()), "doc", BCON_UTF8(value_text()), "n",
+                               BCON_INT64(++written)); /* what is there already would not be written, and not be synced */
                 if (writes && !mongoc_collection_replace_one(c, find, new, upsert, NULL, &why))
                         die("libmongoc", why.message);
                 if (!writes) {
