@@ -466,7 +466,10 @@ int kafka_delete_records(struct om_bus *b, rd_kafka_topic_partition_list_t *befo
                 r = kafka_error(ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT, ev ? rd_kafka_event_error_string(ev) : NULL,
                         "deleting what is finished", e);
         done = r == 0 ? rd_kafka_DeleteRecords_result_offsets(rd_kafka_event_DeleteRecords_result(ev)) : NULL;
-        for (int i = 0; done && i < done->cnt && r == 0; i++) {
+        for (int i = 0; done && i < done->cnt; i++) {
+                /* The first error is told, but for a missing right, which lasts. */
+                if (!done->elems[i].err || (r < 0 && done->elems[i].err != RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED))
+                        continue;
                 snprintf(what, sizeof what, "deleting what is finished of the topic %s (takes the right Delete)", done->elems[i].topic);
                 r = kafka_error(done->elems[i].err, NULL, what, e);
         }
