@@ -35,6 +35,7 @@ void rmq_delivery_free(struct delivery *d) {
         struct om_bus_sub *s = d->sub;
 
         d->over = true;
+        rmq_consumer_release(d);
         if (s && d->given) {
                 DL_DELETE(s->out, d);
                 s->n_given--;
@@ -68,6 +69,7 @@ static void hand_out(struct om_bus_sub *s) {
                 DL_DELETE(s->waiting, d);
                 DL_APPEND(s->out, d);
                 d->given = true;
+                rmq_consumer_hold(d);
                 s->want--;
                 s->n_given++;
                 batch[n++] = &d->delivery;
@@ -127,9 +129,12 @@ static bool adopted(struct om_bus_sub *s, struct delivery *d) {
                 more = true;
                 if (old->front != d->front || !om_span_eq(old->id, d->id))
                         continue;
+                rmq_consumer_release(old);
                 old->lane = d->lane;
                 old->epoch = d->epoch;
                 old->tag = d->tag;
+                old->consumer = d->consumer;
+                rmq_consumer_hold(old);
                 rmq_delivery_free(d);
                 return true;
         }
@@ -174,6 +179,7 @@ static struct delivery *delivery_new(struct lane *lane, struct consumer *c, stru
         d->lane = lane;
         d->epoch = lane->epoch;
         d->tag = m->delivery_tag;
+        d->consumer = c->tag;
         d->front = c->front;
         d->meta = rmq_meta_of(ev->props);
         if (!d->meta.counted && m->redelivered)

@@ -15,7 +15,7 @@
  */
 #include "bus_state.h"
 
-enum { LANES_MAX = 100, PREFETCH_MAX = 65535, LIMBO_MS = 3000 };
+enum { LANES_MAX = 100, PREFETCH_MAX = 65535, LIMBO_MS = 3000, FEW_MORE = 64 };
 
 /* -- lanes --------------------------------------------------------------------------------------------------------- */
 
@@ -125,6 +125,41 @@ struct consumer *rmq_consumer_of(struct om_bus *b, struct om_span tag) {
         return consumer_find(b, tag);
 }
 
+static struct consumer *consumer_of(const struct delivery *d) {
+        struct consumer *c = NULL;
+
+        HASH_FIND(hh, d->bus->consumers, &d->consumer, sizeof d->consumer, c);
+        return c;
+}
+
+/* The core has it. One whose consumer is gone is counted by none. */
+void rmq_consumer_hold(struct delivery *d) {
+        struct consumer *c = d->held ? NULL : consumer_of(d);
+
+        if (!c)
+                return;
+        d->held = true;
+        c->held++;
+        c->settling += d->settling > 0;
+}
+
+void rmq_consumer_release(struct delivery *d) {
+        struct consumer *c = d->held ? consumer_of(d) : NULL;
+
+        d->held = false;
+        if (!c)
+                return;
+        c->held--;
+        c->settling -= d->settling > 0;
+}
+
+void rmq_consumer_settling(struct delivery *d, int change) {
+        struct consumer *c = d->held ? consumer_of(d) : NULL;
+
+        if (c)
+                c->settling += (unsigned) change;
+}
+
 static void forget(struct consumer *c) {
         struct om_bus *b = c->lane->bus;
 
@@ -212,7 +247,7 @@ static void consume(struct om_bus_sub *s, bool front, unsigned prefetch) {
         struct consumer *c = calloc(1, sizeof *c);
         struct told *told;
         char queue[QUEUE_NAME_MAX], tag[24];
-        amqp_basic_qos_t qos = { .prefetch_count = (uint16_t) (prefetch < PREFETCH_MAX ? prefetch : PREFETCH_MAX) };
+        amqp_basic_qos_t qos = { .prefetch_count = (uint16_t) prefetch };
         amqp_basic_consume_t m = { .ticket = 0 };
 
         if (!c)
@@ -247,29 +282,48 @@ static void cancel_all(struct om_bus_sub *s, bool front) {
                         cancel(c);
 }
 
-static void tune_one(struct om_bus_sub *s, bool front, unsigned need) {
+/*
+ * How many more may come is a consumer's prefetch less what the core has of it, and a prefetch cannot be changed: the consumer is cancelled
+ * and another made, for which what came of the one before does not count. What that is settles by and by and the core wants as many again,
+ * so the new prefetch has some of them on top: as many as are wanted, and FEW_MORE at least. No more, or what nobody wants would lie here.
+ */
+static void tune_one(struct om_bus_sub *s, bool front, unsigned with_core) {
+        unsigned others, more, prefetch, slack;
         struct consumer *c;
 
         LL_FOREACH (s->consumers, c)
                 if (c->front == front)
                         break;
-        if (!c && need)
-                consume(s, front, need);
-        if (!c || c->cancelling || need == c->prefetch || (need < c->prefetch && need > c->prefetch / 2))
+        if (c && c->cancelling)
                 return;
-        cancel(c); /* and another when it is */
+        others = c ? with_core - (c->held < with_core ? c->held : with_core) : with_core;
+        more = s->want > FEW_MORE ? s->want : FEW_MORE;
+        prefetch = s->want ? s->want + (others < more ? others : more) : 0;
+        if (prefetch > PREFETCH_MAX)
+                prefetch = PREFETCH_MAX;
+        if (!c) {
+                if (prefetch)
+                        consume(s, front, prefetch);
+                return;
+        }
+        slack = (c->prefetch + 1) / 2 < FEW_MORE ? (c->prefetch + 1) / 2 : FEW_MORE;
+        if (slack < prefetch)
+                slack = prefetch;
+        /* What is being settled is wanted again in a moment, or was already. */
+        if ((c->held - c->settling + s->want > c->prefetch && c->prefetch < PREFETCH_MAX) || c->prefetch >= c->held + prefetch + slack ||
+                (!s->want && s->n_given <= s->n_settling))
+                cancel(c); /* and another when it is */
 }
 
 void rmq_sub_tune(struct om_bus_sub *s) {
         struct om_bus *b = s->bus;
-        unsigned need = s->want + (s->n_given > s->n_settling ? s->n_given - s->n_settling : 0);
 
         if (b->state != OM_BUS_READY || !rmq_link_is_up(b->main) || !s->group->listed)
                 return;
         if (s->group->front)
-                tune_one(s, true, need);
-        tune_one(s, false, need);
-        if (!need)
+                tune_one(s, true, s->n_given);
+        tune_one(s, false, s->n_given);
+        if (!s->want && s->n_given <= s->n_settling)
                 rmq_sub_return_waiting(s);
 }
 

@@ -65,7 +65,8 @@ static void settle_free(struct om_job *j) {
                 rmq_publication_deinit(&it->pub);
                 if (d->sub && d->given)
                         d->sub->n_settling--;
-                d->settling--;
+                if (--d->settling == 0)
+                        rmq_consumer_settling(d, -1);
                 if (d->over || is_final(m, it))
                         rmq_delivery_free(d);
         }
@@ -252,7 +253,8 @@ static void item_init(struct settle *m, size_t i, struct delivery *d, enum om_ve
 
         *it = (struct item){ .job = m, .d = d, .verdict = verdict, .wait.fn = copy, .attempts = d->delivery.attempt };
         snprintf(it->name, sizeof it->name, "%.*s", OM_PRI(d->id));
-        d->settling++;
+        if (d->settling++ == 0)
+                rmq_consumer_settling(d, 1);
         if (d->sub && d->given)
                 d->sub->n_settling++;
 }

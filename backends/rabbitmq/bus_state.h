@@ -155,8 +155,8 @@ struct consumer {
         struct group *group;
         struct lane *lane;
         bool front, began, cancelling;
-        unsigned prefetch;
-        struct consumer *next; /* of the sub's */
+        unsigned prefetch, held, settling; /* the core has so many of it, and settles so many of these */
+        struct consumer *next;             /* of the sub's */
 };
 struct delivery {
         struct om_delivery delivery; /* first */
@@ -165,12 +165,13 @@ struct delivery {
         struct group *group;
         struct lane *lane;
         unsigned epoch;
-        uint64_t tag;
+        uint64_t tag, consumer;
         struct om_buf body;
         struct om_arena arena;
         struct om_span id;
         struct rmq_meta meta;
-        bool front, given /* to the core */, moved /* a copy is where the verdict wants it: only the ack is left */, acked, over;
+        bool front, given /* to the core */, held /* counted by its consumer */,
+                moved /* a copy is where the verdict wants it: only the ack is left */, acked, over;
         unsigned settling;
         struct delivery *prev, *next;
 };
@@ -204,6 +205,9 @@ bool rmq_delivery_is_stale(const struct delivery *d);
 void rmq_deliveries_free(struct om_bus *b);
 void rmq_on_delivered(void *ctx, struct rmq_event *ev);
 struct consumer *rmq_consumer_of(struct om_bus *b, struct om_span tag);
+void rmq_consumer_hold(struct delivery *d);
+void rmq_consumer_release(struct delivery *d);
+void rmq_consumer_settling(struct delivery *d, int change);
 void rmq_sub_return_waiting(struct om_bus_sub *s); /* what the core does not want any more goes back */
 void rmq_sub_limbo(struct om_bus_sub *s);          /* its channel is lost: what the core has is looked for when it is back */
 void rmq_limbo_from(struct om_bus_sub *s, int64_t until_ms);
