@@ -16,7 +16,7 @@
 
 #include "bus_state.h"
 
-enum { SUBSCRIBE_MS = 10, POLL_S = 3600 };
+enum { GATHER_MS = 10, GATHER_MAX_MS = 1000, BUSY_MS = 5, POLL_S = 3600 };
 
 static const struct timeval poll_interval = { POLL_S, 0 };
 static struct timeval in_ms(int64_t ms) { return (struct timeval){ ms / 1000, ms % 1000 * 1000 }; }
@@ -373,9 +373,14 @@ static void on_poll_timer(evutil_socket_t fd, short what, void *ctx) {
         evtimer_add(b->poll_timer, &poll_interval);
 }
 
+/*
+ * A new subscription is a new generation of the consumer group, and the library's work for one grows with the square of its topics; while
+ * it works the next subscription waits for it, and with it the loop. So groups are gathered, the longer the more the library has to do.
+ */
 static void on_subscribe_timer(evutil_socket_t fd, short what, void *ctx) {
         struct om_bus *b = ctx;
         rd_kafka_topic_partition_list_t *list;
+        int64_t begun = om_clock_ms();
 
         if (b->closing || !b->member)
                 return;
@@ -388,11 +393,15 @@ static void on_subscribe_timer(evutil_socket_t fd, short what, void *ctx) {
         else
                 rd_kafka_unsubscribe(b->member);
         rd_kafka_topic_partition_list_destroy(list);
+        if (om_clock_ms() - begun > BUSY_MS)
+                b->gather_ms = b->gather_ms * 2 < GATHER_MAX_MS ? b->gather_ms * 2 : GATHER_MAX_MS;
+        else
+                b->gather_ms = b->gather_ms / 2 > GATHER_MS ? b->gather_ms / 2 : GATHER_MS;
         reap(b);
 }
 
 void kafka_subscription_soon(struct om_bus *b) {
-        struct timeval tv = in_ms(SUBSCRIBE_MS);
+        struct timeval tv = in_ms(b->gather_ms);
 
         if (!event_pending(b->subscribe_timer, EV_TIMEOUT, NULL))
                 evtimer_add(b->subscribe_timer, &tv);
@@ -401,6 +410,7 @@ void kafka_subscription_soon(struct om_bus *b) {
 /* -- timers ---------------------------------------------------------------------------------------------------------------------- */
 
 int kafka_member_timers(struct om_bus *b, struct om_error *e) {
+        b->gather_ms = GATHER_MS;
         b->assigned = rd_kafka_topic_partition_list_new(16);
         b->poll_timer = evtimer_new(b->host->base, on_poll_timer, b);
         b->subscribe_timer = evtimer_new(b->host->base, on_subscribe_timer, b);

@@ -404,6 +404,7 @@ struct om_bus {
         uint32_t next_slot;
         rd_kafka_topic_partition_list_t *assigned, *revoking;
         int64_t revoke_by_ms;
+        int64_t gather_ms; /* how long groups are waited for before all are subscribed to */
         struct om_post pump;
         bool pump_posted, in_rebalance;
 

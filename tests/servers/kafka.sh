@@ -36,7 +36,7 @@ POM
 }
 kinds() { printf '%s\n' plain sasl tls; }
 
-java_options=(-Xmx512m -Xms128m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto
+java_options=(-Xmx1g -Xms128m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto
         -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info)
 kafka() { java "${java_options[@]}" -cp "$jars/*" "$@"; }
 
