@@ -404,7 +404,7 @@ static int configure_run(struct change *c, struct om_error *e) {
         char names[1][KAFKA_NAME_MAX + 1];
         struct seen s;
         int r = kafka_look_names(c->job.bus, c->topic, &s, e);
-        bool partitioned = false;
+        bool partitioned;
 
         if (r < 0)
                 return r;
@@ -414,18 +414,18 @@ static int configure_run(struct change *c, struct om_error *e) {
                 r = grow(c, &s, e);
         else
                 c->partitions = s.topics[0].n_parts;
-        partitioned = r == 0 && (!s.n_topics || c->partitions > s.topics[0].n_parts);
+        partitioned = !s.n_topics || c->partitions > s.topics[0].n_parts;
         kafka_seen_deinit(&s);
+        if (r < 0)
+                return r;
         /* What was just set is not asked for: not every broker knows of it yet. */
-        if (r == 0 && c->retention_ms >= 0) {
+        if (c->retention_ms >= 0) {
                 r = kafka_retention_set(c->job.bus, c->log, c->retention_ms, e);
                 if (r < 0 && partitioned)
                         om_error_prefix(e, "\"%.*s\" has %lld partitions now, its retention is as before", OM_PRI(c->topic),
                                 (long long) c->partitions);
                 return r;
         }
-        if (r < 0)
-                return r;
         memcpy(names[0], c->log, sizeof c->log);
         return kafka_retentions(c->job.bus, names, 1, &c->retention_ms, e);
 }

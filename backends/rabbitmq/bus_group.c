@@ -108,33 +108,25 @@ void rmq_subs_up(struct om_bus *b) {
 
 /* -- consumers ----------------------------------------------------------------------------------------------------- */
 
-static struct consumer *consumer_find(struct om_bus *b, struct om_span name) {
+static struct consumer *consumer_by(struct om_bus *b, uint64_t tag) {
         struct consumer *c = NULL;
-        char text[24];
-        uint64_t tag;
 
-        if (name.len < 2 || name.len >= sizeof text || name.p[0] != 'c')
-                return NULL;
-        snprintf(text, sizeof text, "%.*s", (int) name.len - 1, name.p + 1);
-        tag = strtoull(text, NULL, 10);
         HASH_FIND(hh, b->consumers, &tag, sizeof tag, c);
         return c;
 }
 
-struct consumer *rmq_consumer_of(struct om_bus *b, struct om_span tag) {
-        return consumer_find(b, tag);
-}
+struct consumer *rmq_consumer_of(struct om_bus *b, struct om_span name) {
+        char text[24];
 
-static struct consumer *consumer_of(const struct delivery *d) {
-        struct consumer *c = NULL;
-
-        HASH_FIND(hh, d->bus->consumers, &d->consumer, sizeof d->consumer, c);
-        return c;
+        if (name.len < 2 || name.len >= sizeof text || name.p[0] != 'c')
+                return NULL;
+        snprintf(text, sizeof text, "%.*s", (int) name.len - 1, name.p + 1);
+        return consumer_by(b, strtoull(text, NULL, 10));
 }
 
 /* The core has it. One whose consumer is gone is counted by none. */
 void rmq_consumer_hold(struct delivery *d) {
-        struct consumer *c = d->held ? NULL : consumer_of(d);
+        struct consumer *c = d->held ? NULL : consumer_by(d->bus, d->consumer);
 
         if (!c)
                 return;
@@ -144,7 +136,7 @@ void rmq_consumer_hold(struct delivery *d) {
 }
 
 void rmq_consumer_release(struct delivery *d) {
-        struct consumer *c = d->held ? consumer_of(d) : NULL;
+        struct consumer *c = d->held ? consumer_by(d->bus, d->consumer) : NULL;
 
         d->held = false;
         if (!c)
@@ -154,7 +146,7 @@ void rmq_consumer_release(struct delivery *d) {
 }
 
 void rmq_consumer_settling(struct delivery *d, int change) {
-        struct consumer *c = d->held ? consumer_of(d) : NULL;
+        struct consumer *c = d->held ? consumer_by(d->bus, d->consumer) : NULL;
 
         if (c)
                 c->settling += (unsigned) change;
@@ -175,12 +167,7 @@ struct told { /* whom an answer is about, by number: it may be gone by then */
         uint64_t tag;
 };
 
-static struct consumer *told_of(struct told *told) {
-        struct consumer *c = NULL;
-
-        HASH_FIND(hh, told->bus->consumers, &told->tag, sizeof told->tag, c);
-        return c;
-}
+static struct consumer *told_of(struct told *told) { return consumer_by(told->bus, told->tag); }
 
 static struct told *told_new(struct consumer *c) {
         struct told *told = malloc(sizeof *told);
@@ -287,7 +274,7 @@ static void cancel_all(struct om_bus_sub *s, bool front) {
  * and another made, for which what came of the one before does not count. What that is settles by and by and the core wants as many again,
  * so the new prefetch has some of them on top: as many as are wanted, and FEW_MORE at least. No more, or what nobody wants would lie here.
  */
-static void tune_one(struct om_bus_sub *s, bool front, unsigned with_core) {
+static void tune_one(struct om_bus_sub *s, bool front) {
         unsigned others, more, prefetch, slack;
         struct consumer *c;
 
@@ -296,7 +283,7 @@ static void tune_one(struct om_bus_sub *s, bool front, unsigned with_core) {
                         break;
         if (c && c->cancelling)
                 return;
-        others = c ? with_core - (c->held < with_core ? c->held : with_core) : with_core;
+        others = s->n_given - (c ? c->held : 0);
         more = s->want > FEW_MORE ? s->want : FEW_MORE;
         prefetch = s->want ? s->want + (others < more ? others : more) : 0;
         if (prefetch > PREFETCH_MAX)
@@ -321,8 +308,8 @@ void rmq_sub_tune(struct om_bus_sub *s) {
         if (b->state != OM_BUS_READY || !rmq_link_is_up(b->main) || !s->group->listed)
                 return;
         if (s->group->front)
-                tune_one(s, true, s->n_given);
-        tune_one(s, false, s->n_given);
+                tune_one(s, true);
+        tune_one(s, false);
         if (!s->want && s->n_given <= s->n_settling)
                 rmq_sub_return_waiting(s);
 }
@@ -335,7 +322,7 @@ void rmq_group_changed(struct group *g) {
 /* By the broker: the queue was deleted, or its leader is gone. The latter is tried again at once; what is not there says so. */
 static void on_cancelled(void *ctx, struct om_span tag) {
         struct lane *lane = ctx;
-        struct consumer *c = consumer_find(lane->bus, tag);
+        struct consumer *c = rmq_consumer_of(lane->bus, tag);
         struct om_bus_sub *s = c ? c->sub : NULL;
 
         if (!c)

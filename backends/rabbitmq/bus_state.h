@@ -204,12 +204,12 @@ void rmq_delivery_free(struct delivery *d);
 bool rmq_delivery_is_stale(const struct delivery *d);
 void rmq_deliveries_free(struct om_bus *b);
 void rmq_on_delivered(void *ctx, struct rmq_event *ev);
-struct consumer *rmq_consumer_of(struct om_bus *b, struct om_span tag);
-void rmq_consumer_hold(struct delivery *d);
-void rmq_consumer_release(struct delivery *d);
-void rmq_consumer_settling(struct delivery *d, int change);
-void rmq_sub_return_waiting(struct om_bus_sub *s); /* what the core does not want any more goes back */
-void rmq_sub_limbo(struct om_bus_sub *s);          /* its channel is lost: what the core has is looked for when it is back */
+struct consumer *rmq_consumer_of(struct om_bus *b, struct om_span name);
+void rmq_consumer_hold(struct delivery *d);                 /* counted by its consumer, if that is there: the core has it */
+void rmq_consumer_release(struct delivery *d);              /* no longer */
+void rmq_consumer_settling(struct delivery *d, int change); /* 1: begins to be settled, -1: is not any more */
+void rmq_sub_return_waiting(struct om_bus_sub *s);          /* what the core does not want any more goes back */
+void rmq_sub_limbo(struct om_bus_sub *s);                   /* its channel is lost: what the core has is looked for when it is back */
 void rmq_limbo_from(struct om_bus_sub *s, int64_t until_ms);
 void rmq_sub_leave(struct om_bus_sub *s);
 void rmq_sub_revoke_all(struct om_bus_sub *s);

@@ -142,6 +142,9 @@ static void many_topics(void) {
                 MUST(acked_of(workers, n * GROUPS) <= ((long) round * n + again) * GROUPS + repeats,
                         "round %d: %ld of %d, %d published again, %ld came again", round, acked_of(workers, n * GROUPS), round * n * GROUPS,
                         again, repeats);
+                for (int k = 0; k < n * GROUPS; k++)
+                        MUST(again || (long) workers[k]->n - repeats_of(&workers[k], 1) == round, "round %d: group %d of topic %d got %zu",
+                                round, k % GROUPS, k / GROUPS, workers[k]->n);
                 if (again || repeats)
                         printf("round %d: %d published again, %ld came again\n", round, again, repeats);
                 if (round == 1)
