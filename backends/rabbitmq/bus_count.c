@@ -7,7 +7,9 @@
  *
  * Logs: of a stream the broker tells what it counted at its last look, some seconds ago. So its last chunk is read once for each topic that
  * is asked about, until nothing came for QUIET_MS; from then on what this daemon publishes is added. What others publish shows when the
- * broker has looked again. A number is never less than what was told before.
+ * broker has looked again. A number is never less than what was told before. Each segment of a stream but the first begins with a
+ * record of the broker's own, which has an offset too and is counted with the tasks: one for each file of the log (declare_log() has
+ * their size).
  *
  * Loop thread.
  */

@@ -138,7 +138,7 @@ int rmq_declare_group_queue(struct om_bus *b, const char *queue, rmq_answer_fn *
 int rmq_bind(struct om_bus *b, const struct topic *t, const char *queue, rmq_answer_fn *fn, void *ctx);
 void rmq_needs_down(struct om_bus *b);
 
-/* -- groups and deliveries (bus_group.c, bus_deliver.c) -------------------------------------------------------------- */
+/* -- groups and deliveries (bus_group.c, bus_consume.c, bus_deliver.c) ------------------------------------------------ */
 
 struct lane { /* a channel for consumers; what is delivered on it is settled on it */
         struct om_bus *bus;
@@ -195,6 +195,7 @@ void rmq_bus_unsubscribe(struct om_bus_sub *s);
 void rmq_bus_want(struct om_bus_sub *s, unsigned n);
 struct lane *rmq_lane_take(struct om_bus *b);
 void rmq_sub_tune(struct om_bus_sub *s);   /* its consumers to what the core wants */
+void rmq_sub_part(struct om_bus_sub *s);   /* from its consumers: nobody is served any more */
 void rmq_sub_revoke(struct om_bus_sub *s); /* its group is gone */
 void rmq_sub_dirty(struct om_bus_sub *s);  /* handed out at the end of the turn */
 void rmq_subs_up(struct om_bus *b);
