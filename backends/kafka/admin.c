@@ -59,7 +59,72 @@ void kafka_seen_deinit(struct seen *s) {
         *s = (struct seen){ .n_topics = 0 };
 }
 
-static int see_topics(struct om_bus *b, struct om_span topic, const struct rd_kafka_metadata *md, struct seen *s) {
+bool kafka_is_topic(const void *ctx, struct om_span topic) {
+        const struct om_span *one = ctx;
+
+        return !one->p || om_span_eq(*one, topic);
+}
+
+/* Every kind begins with its name. */
+static int by_kname(const void *a, const void *b) { return strcmp(a, b); }
+
+static void *find(const void *list, size_t n, size_t size, const char *kname) { return n ? bsearch(kname, list, n, size, by_kname) : NULL; }
+
+bool kafka_seen_dead(const struct seen *s, const char *kname) { return find(s->dead, s->n_dead, sizeof s->dead[0], kname) != NULL; }
+
+struct seen_topic *kafka_seen_topic(const struct seen *s, const char *kname) {
+        return find(s->topics, s->n_topics, sizeof *s->topics, kname);
+}
+
+struct seen_group *kafka_seen_group(const struct seen *s, const char *kname) {
+        return find(s->groups, s->n_groups, sizeof *s->groups, kname);
+}
+
+static void see_topic(struct seen *s, const char *kname, struct om_span topic, int n) {
+        struct seen_topic *seen = &s->topics[s->n_topics++];
+
+        snprintf(seen->kname, sizeof seen->kname, "%s", kname);
+        seen->topic = om_arena_copy(&s->arena, topic);
+        seen->low = om_arena_alloc(&s->arena, (size_t) n * sizeof(int64_t));
+        seen->high = om_arena_alloc(&s->arena, (size_t) n * sizeof(int64_t));
+        seen->n_parts = seen->low && seen->high ? n : 0;
+}
+
+static void see_group(struct seen *s, const char *kname, struct om_span topic, struct om_span agent, int n) {
+        struct seen_group *seen = &s->groups[s->n_groups++];
+
+        snprintf(seen->kname, sizeof seen->kname, "%s", kname);
+        seen->topic = om_arena_copy(&s->arena, topic);
+        seen->agent = om_arena_copy(&s->arena, agent);
+        seen->parts = om_arena_alloc(&s->arena, (size_t) n * sizeof *seen->parts);
+        seen->n_parts = seen->parts ? n : 0;
+        if (seen->parts)
+                memset(seen->parts, 0, (size_t) n * sizeof *seen->parts);
+}
+
+static void sort(struct om_bus *b, struct seen *s) {
+        char log[KAFKA_NAME_MAX + 1];
+
+        if (s->n_topics)
+                qsort(s->topics, s->n_topics, sizeof *s->topics, by_kname);
+        if (s->n_groups)
+                qsort(s->groups, s->n_groups, sizeof *s->groups, by_kname);
+        if (s->n_dead)
+                qsort(s->dead, s->n_dead, sizeof s->dead[0], by_kname);
+        for (size_t i = s->n_groups; i-- > 0;) {
+                struct seen_group *g = &s->groups[i];
+                struct seen_topic *t = NULL;
+
+                if (kafka_name(log, b->settings.prefix, KAFKA_LOG, g->topic, OM_SPAN_NONE))
+                        t = kafka_seen_topic(s, log);
+                if (!t)
+                        continue;
+                LL_PREPEND(t->groups, g);
+                t->n_groups++;
+        }
+}
+
+static int see_topics(struct om_bus *b, kafka_wanted_fn *wanted, const void *ctx, const struct rd_kafka_metadata *md, struct seen *s) {
         s->topics = calloc((size_t) md->topic_cnt + 1, sizeof *s->topics);
         s->groups = calloc((size_t) md->topic_cnt + 1, sizeof *s->groups);
         s->dead = calloc((size_t) md->topic_cnt + 1, sizeof s->dead[0]);
@@ -70,42 +135,19 @@ static int see_topics(struct om_bus *b, struct om_span topic, const struct rd_ka
                 struct om_buf name = OM_BUF_INIT, agent = OM_BUF_INIT;
                 enum kafka_kind kind;
                 bool ok = !t->err && strlen(t->topic) <= KAFKA_NAME_MAX &&
-                        kafka_name_read(t->topic, b->settings.prefix, &kind, &name, &agent) &&
-                        (!topic.p || om_span_eq(om_buf_span(&name), topic));
-                int n = t->partition_cnt;
+                        kafka_name_read(t->topic, b->settings.prefix, &kind, &name, &agent) && wanted(ctx, om_buf_span(&name));
 
-                if (ok && kind == KAFKA_LOG) {
-                        struct seen_topic *seen = &s->topics[s->n_topics++];
-
-                        snprintf(seen->kname, sizeof seen->kname, "%s", t->topic);
-                        seen->topic = om_arena_copy(&s->arena, om_buf_span(&name));
-                        seen->low = om_arena_alloc(&s->arena, (size_t) n * sizeof(int64_t));
-                        seen->high = om_arena_alloc(&s->arena, (size_t) n * sizeof(int64_t));
-                        seen->n_parts = seen->low && seen->high ? n : 0;
-                } else if (ok && kind == KAFKA_RETRY) {
-                        struct seen_group *seen = &s->groups[s->n_groups++];
-
-                        snprintf(seen->kname, sizeof seen->kname, "%s", t->topic);
-                        seen->topic = om_arena_copy(&s->arena, om_buf_span(&name));
-                        seen->agent = om_arena_copy(&s->arena, om_buf_span(&agent));
-                        seen->parts = om_arena_alloc(&s->arena, (size_t) n * sizeof *seen->parts);
-                        seen->n_parts = seen->parts ? n : 0;
-                        if (seen->parts)
-                                memset(seen->parts, 0, (size_t) n * sizeof *seen->parts);
-                }
-                if (ok && kind == KAFKA_DEAD)
+                if (ok && kind == KAFKA_LOG)
+                        see_topic(s, t->topic, om_buf_span(&name), t->partition_cnt);
+                else if (ok && kind == KAFKA_RETRY)
+                        see_group(s, t->topic, om_buf_span(&name), om_buf_span(&agent), t->partition_cnt);
+                else if (ok && kind == KAFKA_DEAD)
                         snprintf(s->dead[s->n_dead++], sizeof s->dead[0], "%s", t->topic);
                 om_buf_deinit(&name);
                 om_buf_deinit(&agent);
         }
+        sort(b, s);
         return 0;
-}
-
-bool kafka_seen_dead(const struct seen *s, const char *kname) {
-        for (size_t i = 0; i < s->n_dead; i++)
-                if (strcmp(s->dead[i], kname) == 0)
-                        return true;
-        return false;
 }
 
 int kafka_watermarks(struct om_bus *b, rd_kafka_topic_partition_list_t *ends, rd_kafka_topic_partition_list_t *begins, struct om_error *e) {
@@ -122,15 +164,27 @@ int kafka_watermarks(struct om_bus *b, rd_kafka_topic_partition_list_t *ends, rd
         return err ? kafka_error(err, NULL, "asking for offsets", e) : 0;
 }
 
-static int64_t offset_in(const rd_kafka_topic_partition_list_t *list, const char *kname, int32_t p) {
-        const rd_kafka_topic_partition_t *tp = rd_kafka_topic_partition_list_find(list, kname, p);
+const rd_kafka_topic_partition_t *kafka_in_list(const rd_kafka_topic_partition_list_t *list, const char *kname, int32_t p, int *at) {
+        for (int i = 0; i < list->cnt; i++) {
+                int k = (*at + i) % list->cnt;
+
+                if (list->elems[k].partition == p && strcmp(list->elems[k].topic, kname) == 0) {
+                        *at = k + 1;
+                        return &list->elems[k];
+                }
+        }
+        return NULL;
+}
+
+static int64_t offset_in(const rd_kafka_topic_partition_list_t *list, const char *kname, int32_t p, int *at) {
+        const rd_kafka_topic_partition_t *tp = kafka_in_list(list, kname, p, at);
 
         return tp && !tp->err && tp->offset > 0 ? tp->offset : 0;
 }
 
 static int see_offsets(struct om_bus *b, struct seen *s, struct om_error *e) {
         rd_kafka_topic_partition_list_t *ends = rd_kafka_topic_partition_list_new(64), *begins;
-        int r;
+        int r, low = 0, high = 0;
 
         for (size_t i = 0; i < s->n_topics; i++)
                 for (int k = 0; k < s->topics[i].n_parts; k++)
@@ -142,13 +196,13 @@ static int see_offsets(struct om_bus *b, struct seen *s, struct om_error *e) {
         r = kafka_watermarks(b, ends, begins, e);
         for (size_t i = 0; i < s->n_topics; i++)
                 for (int k = 0; k < s->topics[i].n_parts; k++) {
-                        s->topics[i].low[k] = offset_in(begins, s->topics[i].kname, k);
-                        s->topics[i].high[k] = offset_in(ends, s->topics[i].kname, k);
+                        s->topics[i].low[k] = offset_in(begins, s->topics[i].kname, k, &low);
+                        s->topics[i].high[k] = offset_in(ends, s->topics[i].kname, k, &high);
                 }
         for (size_t i = 0; i < s->n_groups; i++)
                 for (int k = 0; k < s->groups[i].n_parts; k++) {
-                        s->groups[i].parts[k].retry_low = offset_in(begins, s->groups[i].kname, k);
-                        s->groups[i].parts[k].retry_high = offset_in(ends, s->groups[i].kname, k);
+                        s->groups[i].parts[k].retry_low = offset_in(begins, s->groups[i].kname, k, &low);
+                        s->groups[i].parts[k].retry_high = offset_in(ends, s->groups[i].kname, k, &high);
                 }
         rd_kafka_topic_partition_list_destroy(ends);
         rd_kafka_topic_partition_list_destroy(begins);
@@ -156,14 +210,10 @@ static int see_offsets(struct om_bus *b, struct seen *s, struct om_error *e) {
 }
 
 static void see_state(struct seen *s, const char *kname, int32_t p, struct om_span text) {
-        for (size_t i = 0; i < s->n_groups; i++) {
-                struct seen_group *g = &s->groups[i];
+        struct seen_group *g = kafka_seen_group(s, kname);
 
-                if (strcmp(g->kname, kname) != 0 || p >= g->n_parts || g->parts[p].known)
-                        continue;
+        if (g && p < g->n_parts && !g->parts[p].known)
                 g->parts[p].known = kafka_state_unpack(text, &g->parts[p].state) == 0;
-                return;
-        }
 }
 
 /* What was committed for all groups of our consumer group. Asked by a handle that has a group: where a coordinator answers that it is none,
@@ -208,7 +258,7 @@ static int see_committed(struct om_bus *b, struct seen *s, struct om_error *e) {
         return r;
 }
 
-int kafka_look_names(struct om_bus *b, struct om_span topic, struct seen *ret, struct om_error *e) {
+int kafka_look_names(struct om_bus *b, kafka_wanted_fn *wanted, const void *ctx, struct seen *ret, struct om_error *e) {
         const struct rd_kafka_metadata *md = NULL;
         rd_kafka_resp_err_t err = rd_kafka_metadata(b->producer, 1, NULL, &md, ADMIN_MS);
         int r;
@@ -216,7 +266,7 @@ int kafka_look_names(struct om_bus *b, struct om_span topic, struct seen *ret, s
         *ret = (struct seen){ .n_topics = 0 };
         if (err)
                 return kafka_error(err, NULL, "asking for the topics", e);
-        r = see_topics(b, topic, md, ret);
+        r = see_topics(b, wanted, ctx, md, ret);
         rd_kafka_metadata_destroy(md);
         if (r < 0) {
                 om_error_set_errno(e, ENOMEM, "Kafka");
@@ -225,8 +275,9 @@ int kafka_look_names(struct om_bus *b, struct om_span topic, struct seen *ret, s
         return r;
 }
 
-int kafka_look(struct om_bus *b, struct om_span topic, const struct snapshot *snap, struct seen *ret, struct om_error *e) {
-        int r = kafka_look_names(b, topic, ret, e);
+int kafka_look(
+        struct om_bus *b, kafka_wanted_fn *wanted, const void *ctx, const struct snapshot *snap, struct seen *ret, struct om_error *e) {
+        int r = kafka_look_names(b, wanted, ctx, ret, e);
 
         if (r < 0)
                 return r;
@@ -235,15 +286,11 @@ int kafka_look(struct om_bus *b, struct om_span topic, const struct snapshot *sn
                 see_state(ret, snap->kname, snap->p, (struct om_span){ snap->text, snap->len });
         if (!r && ret->n_groups)
                 r = see_committed(b, ret, e);
-        for (size_t i = 0; !r && i < ret->n_groups; i++)
-                for (size_t k = 0; k < ret->n_topics; k++)
-                        if (om_span_eq(ret->groups[i].topic, ret->topics[k].topic)) {
-                                ret->topics[k].n_groups++;
-                                for (int p = 0; p < ret->groups[i].n_parts && p < ret->topics[k].n_parts; p++) {
-                                        ret->groups[i].parts[p].log_low = ret->topics[k].low[p];
-                                        ret->groups[i].parts[p].log_high = ret->topics[k].high[p];
-                                }
-                                break;
+        for (size_t i = 0; !r && i < ret->n_topics; i++)
+                for (struct seen_group *g = ret->topics[i].groups; g; g = g->next)
+                        for (int p = 0; p < g->n_parts && p < ret->topics[i].n_parts; p++) {
+                                g->parts[p].log_low = ret->topics[i].low[p];
+                                g->parts[p].log_high = ret->topics[i].high[p];
                         }
         if (r < 0)
                 kafka_seen_deinit(ret);
@@ -283,28 +330,12 @@ struct om_bus_group_row kafka_group_row(const struct seen_group *g) {
         return row;
 }
 
-static const struct kafka_position *position(const struct seen *s, const struct seen_topic *t, size_t *i, int part) {
-        for (; *i < s->n_groups; (*i)++) {
-                const struct seen_group *g = &s->groups[*i];
-
-                if (!om_span_eq(g->topic, t->topic) || part >= g->n_parts)
-                        continue;
-                (*i)++;
-                return &g->parts[part].state.at[KAFKA_AT_LOG];
-        }
-        return NULL;
-}
-
-int64_t kafka_finished_below(const struct seen *s, const struct seen_topic *t, int part) {
+int64_t kafka_finished_below(const struct seen_topic *t, int part) {
         int64_t low = INT64_MAX;
 
         if (!t->n_groups)
                 return -1;
-        for (size_t i = 0; i < s->n_groups; i++) {
-                const struct seen_group *g = &s->groups[i];
-
-                if (!om_span_eq(g->topic, t->topic))
-                        continue;
+        for (const struct seen_group *g = t->groups; g; g = g->next) {
                 if (part >= g->n_parts || !g->parts[part].known)
                         return -1;
                 if (g->parts[part].state.at[KAFKA_AT_LOG].track.low < low)
@@ -313,16 +344,17 @@ int64_t kafka_finished_below(const struct seen *s, const struct seen_topic *t, i
         return low;
 }
 
-bool kafka_done_by_all(const struct seen *s, const struct seen_topic *t, int part, int64_t offset, int64_t *ret_until) {
-        const struct kafka_position *p;
+bool kafka_done_by_all(const struct seen_topic *t, int part, int64_t offset, int64_t *ret_until) {
         int64_t done_until = INT64_MAX, open_until = 0;
         bool done = t->n_groups > 0;
 
-        for (size_t i = 0; (p = position(s, t, &i, part));) {
-                const struct kafka_track *track = &p->track;
-                int64_t until = track->low;
-                bool mine = offset < track->low;
+        for (const struct seen_group *g = t->groups; g; g = g->next) {
+                const struct kafka_track *track = part < g->n_parts ? &g->parts[part].state.at[KAFKA_AT_LOG].track : NULL;
+                int64_t until = track ? track->low : 0;
+                bool mine = offset < until;
 
+                if (!track)
+                        continue;
                 for (size_t k = 0; !mine && k <= track->n; k++) {
                         until = k < track->n ? track->runs[k].from : INT64_MAX;
                         if (offset < until)
@@ -340,21 +372,21 @@ bool kafka_done_by_all(const struct seen *s, const struct seen_topic *t, int par
         return done;
 }
 
-uint64_t kafka_depth(const struct seen *s, const struct seen_topic *t) {
+uint64_t kafka_depth(const struct seen_topic *t) {
         uint64_t depth = 0;
 
         for (int p = 0; p < t->n_parts; p++)
                 for (int64_t at = t->low[p], until; at < t->high[p]; at = until) {
-                        bool done = kafka_done_by_all(s, t, p, at, &until);
+                        bool done = kafka_done_by_all(t, p, at, &until);
 
                         if (until > t->high[p])
                                 until = t->high[p];
                         if (!done)
                                 depth += plus(until - at);
                 }
-        for (size_t i = 0; i < s->n_groups; i++)
-                for (int p = 0; om_span_eq(s->groups[i].topic, t->topic) && p < s->groups[i].n_parts; p++) {
-                        const struct seen_part *part = &s->groups[i].parts[p];
+        for (const struct seen_group *g = t->groups; g; g = g->next)
+                for (int p = 0; p < g->n_parts; p++) {
+                        const struct seen_part *part = &g->parts[p];
                         const struct kafka_track *track = &part->state.at[KAFKA_AT_RETRY].track;
                         int64_t low = track->low > part->retry_low ? track->low : part->retry_low;
 
@@ -482,26 +514,30 @@ int kafka_delete_records(struct om_bus *b, rd_kafka_topic_partition_list_t *befo
 
 /* -- partitions, offsets ---------------------------------------------------------------------------------------------------------- */
 
-int kafka_partitions_of(struct om_bus *b, rd_kafka_topic_t *t, int least, struct om_error *e) {
+int kafka_partitions_of(struct om_bus *b, const char *kname, int least, struct om_error *e) {
+        rd_kafka_topic_t *t = rd_kafka_topic_new(b->producer, kname, NULL);
         int64_t by = om_clock_ms() + PROPAGATION_MS;
         const struct rd_kafka_metadata *md;
+        rd_kafka_resp_err_t err;
+        int n = 0;
 
+        if (!t)
+                return om_error_set_errno(e, ENOMEM, "Kafka");
         for (;;) {
-                rd_kafka_resp_err_t err = rd_kafka_metadata(b->producer, 0, t, &md, ADMIN_MS);
-                int n = 0;
-
+                err = rd_kafka_metadata(b->producer, 0, t, &md, ADMIN_MS);
                 if (!err) {
                         err = md->topic_cnt ? md->topics[0].err : RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
                         n = err ? 0 : md->topics[0].partition_cnt;
                         rd_kafka_metadata_destroy(md);
                 }
-                if (n >= least)
-                        return n;
-                if (om_clock_ms() >= by)
-                        return err ? kafka_error(err, NULL, rd_kafka_topic_name(t), e)
-                                   : om_error_set(e, OM_UNAVAILABLE, "Kafka: %s has not got its partitions", rd_kafka_topic_name(t));
+                if (n >= least || om_clock_ms() >= by)
+                        break;
                 usleep(10000);
         }
+        rd_kafka_topic_destroy(t);
+        if (n >= least)
+                return n;
+        return err ? kafka_error(err, NULL, kname, e) : om_error_set(e, OM_UNAVAILABLE, "Kafka: %s has not got its partitions", kname);
 }
 
 int kafka_grow_topic(struct om_bus *b, const char *kname, int n, struct om_error *e) {

@@ -114,17 +114,17 @@ static int letters_run(struct change *c, struct om_error *e) {
         struct dead_topic *t = NULL;
         struct dead_entry *entry;
         struct seen s;
-        bool there, group = false;
-        int r = kafka_look_names(c->job.bus, c->topic, &s, e);
+        const struct seen_group *g;
+        bool there, group;
+        int r = kafka_look_names(c->job.bus, kafka_is_topic, &c->topic, &s, e);
 
         if (r < 0)
                 return r;
         there = kafka_seen_dead(&s, c->dead);
-        for (size_t i = 0; i < s.n_groups; i++)
-                if (strcmp(s.groups[i].kname, c->retry) == 0) {
-                        group = true;
-                        c->n_parts = s.groups[i].n_parts;
-                }
+        g = kafka_seen_group(&s, c->retry);
+        group = g != NULL;
+        if (g)
+                c->n_parts = g->n_parts;
         kafka_seen_deinit(&s);
         if (!group && (!there || c->type == OM_CHANGE_REPLAY_DEAD))
                 return om_error_set(e, OM_NOT_FOUND, "there is no group of \"%.*s\" on \"%.*s\"", OM_PRI(c->agent), OM_PRI(c->topic));
@@ -229,13 +229,12 @@ static void letters_done(struct change *c) {
 static int delete_group_run(struct change *c, struct om_error *e) {
         const char *names[2] = { c->retry, c->dead };
         struct seen s;
-        bool there = false;
-        int r = kafka_look_names(c->job.bus, c->topic, &s, e);
+        bool there;
+        int r = kafka_look_names(c->job.bus, kafka_is_topic, &c->topic, &s, e);
 
         if (r < 0)
                 return r;
-        for (size_t i = 0; i < s.n_groups; i++)
-                there |= strcmp(s.groups[i].kname, c->retry) == 0;
+        there = kafka_seen_group(&s, c->retry) != NULL;
         kafka_seen_deinit(&s);
         if (!there)
                 return om_error_set(e, OM_NOT_FOUND, "there is no group of \"%.*s\" on \"%.*s\"", OM_PRI(c->agent), OM_PRI(c->topic));
@@ -248,7 +247,7 @@ static int delete_topic_run(struct change *c, struct om_error *e) {
         struct seen s;
         const char **names;
         size_t n = 0;
-        int r = kafka_look_names(c->job.bus, c->topic, &s, e);
+        int r = kafka_look_names(c->job.bus, kafka_is_topic, &c->topic, &s, e);
 
         if (r < 0)
                 return r;
@@ -352,7 +351,6 @@ static int grow_group(struct change *c, const struct seen_group *g, struct om_er
         struct om_bus *b = c->job.bus;
         size_t n = (size_t) (c->partitions - g->n_parts);
         struct added *more = reallocarray(c->added, c->n_added + n, sizeof *more);
-        rd_kafka_topic_t *t;
         int r;
 
         if (!more)
@@ -361,10 +359,7 @@ static int grow_group(struct change *c, const struct seen_group *g, struct om_er
         r = kafka_grow_topic(b, g->kname, (int) c->partitions, e);
         if (r < 0)
                 return r;
-        t = rd_kafka_topic_new(b->producer, g->kname, NULL);
-        r = t ? kafka_partitions_of(b, t, (int) c->partitions, e) : om_error_set_errno(e, ENOMEM, "Kafka");
-        if (t)
-                rd_kafka_topic_destroy(t);
+        r = kafka_partitions_of(b, g->kname, (int) c->partitions, e);
         for (size_t i = 0; r >= 0 && i < n; i++)
                 c->added[c->n_added++] =
                         (struct added){ .change = c, .agent = om_arena_copy(&c->arena, g->agent), .partition = g->n_parts + (int) i };
@@ -403,7 +398,7 @@ static int make(struct change *c, struct om_error *e) {
 static int configure_run(struct change *c, struct om_error *e) {
         char names[1][KAFKA_NAME_MAX + 1];
         struct seen s;
-        int r = kafka_look_names(c->job.bus, c->topic, &s, e);
+        int r = kafka_look_names(c->job.bus, kafka_is_topic, &c->topic, &s, e);
         bool partitioned;
 
         if (r < 0)
@@ -466,7 +461,7 @@ static void added_free(struct send *s) {
                 return;
         c->call.run = rejoin_run;
         c->call.done = rejoin_done;
-        if (!c->job.bus->member || !c->n_added || kafka_call(c->job.bus, WORKER_CALLS, &c->call, &e) < 0)
+        if (!c->job.bus->member || !c->n_added || kafka_call(c->job.bus, WORKER_MEMBER, &c->call, &e) < 0)
                 rejoin_done(&c->call);
 }
 

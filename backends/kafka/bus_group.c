@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Groups that this daemon serves: made on the brokers, served, left.
+ * Groups that this daemon serves: opened (bus_open.c), served, left.
  *
  * Always true: a group is on the brokers when its retry topic is. Who makes it writes into each partition where the group starts in the
  * topic's, before subscribe() completes; who owns a partition for which nothing was committed yet starts there.
  *
- * Loop thread, but for run() of calls.
+ * Loop thread.
  */
-#include "admin.h"
+#include "bus_state.h"
 
 enum { LINGER_MS = 300, RECLAIM_DEFAULT_MS = 180000 };
 
@@ -120,24 +120,19 @@ void kafka_group_free(struct group *g) {
 
 struct subscribing {
         struct job job; /* first */
-        struct topic_wait wait;
-        struct call call;
+        struct opening opening;
         struct om_bus_subscribe *op;
-        char topic[OM_TOPIC_MAX + 1], agent[OM_NAME_MAX + 1], kname[KAFKA_NAME_MAX + 1];
-        struct topic *log, *retry;
+        char topic[OM_TOPIC_MAX + 1], agent[OM_NAME_MAX + 1];
         void *core;
-        enum om_start start;
-        int64_t start_ms, reclaim_idle_ms;
-        int n_parts, left, failed;
-        bool made;
-        int64_t *starts;
+        int64_t reclaim_idle_ms;
+        int left, failed;
         struct send *sends;
 };
 
 static void subscribing_free(struct om_job *j) {
         struct subscribing *s = (struct subscribing *) j;
 
-        free(s->starts);
+        free(s->opening.starts);
         free(s->sends);
         free(s);
 }
@@ -171,7 +166,7 @@ static void serve(struct subscribing *s, struct group *g) {
                 kafka_bus_unsubscribe(sub);
         else {
                 s->op->ret_sub = sub;
-                s->op->ret_created = s->made;
+                s->op->ret_created = s->opening.made;
         }
         kafka_job_over(&s->job, 0, NULL);
 }
@@ -185,16 +180,16 @@ static void is_made(struct subscribing *s) {
                 kafka_job_over(&s->job, -EINVAL, &e);
                 return;
         }
-        if (!g && !(g = group_new(b, om_span_of(s->topic), om_span_of(s->agent), s->n_parts))) {
+        if (!g && !(g = group_new(b, om_span_of(s->topic), om_span_of(s->agent), s->opening.n_parts))) {
                 om_error_set_errno(&e, ENOMEM, "Kafka");
                 kafka_job_over(&s->job, -ENOMEM, &e);
                 return;
         }
-        if (s->made) {
+        if (s->opening.made) {
                 free(g->starts);
-                g->starts = s->starts;
-                g->n_starts = s->n_parts;
-                s->starts = NULL;
+                g->starts = s->opening.starts;
+                g->n_starts = s->opening.n_parts;
+                s->opening.starts = NULL;
         }
         kafka_subscription_soon(b);
         kafka_member_take(b, g);
@@ -206,8 +201,8 @@ static void start_sent(struct send *send, int status, const char *why) {
 
         if (status < 0 && !s->failed) {
                 s->failed = status;
-                om_error_set(&s->job.job.error, OM_UNAVAILABLE, "Kafka: where the group starts cannot be written to %s: %s", s->kname,
-                        why ? why : "");
+                om_error_set(&s->job.job.error, OM_UNAVAILABLE, "Kafka: where the group starts cannot be written to %s: %s",
+                        s->opening.retry->kname, why ? why : "");
         }
 }
 static void start_free(struct send *send) {
@@ -222,15 +217,17 @@ static void start_free(struct send *send) {
 }
 
 static void write_starts(struct subscribing *s) {
-        s->sends = calloc((size_t) s->n_parts, sizeof *s->sends);
-        s->left = s->n_parts + 1;
-        for (int i = 0; s->sends && i < s->n_parts; i++) {
+        int n = s->opening.n_parts;
+
+        s->sends = calloc((size_t) n, sizeof *s->sends);
+        s->left = n + 1;
+        for (int i = 0; s->sends && i < n; i++) {
                 struct send *send = &s->sends[i];
                 char text[24];
 
-                snprintf(text, sizeof text, "%lld", (long long) s->starts[i]);
+                snprintf(text, sizeof text, "%lld", (long long) s->opening.starts[i]);
                 *send = (struct send){ .bus = s->job.bus,
-                        .topic = s->retry,
+                        .topic = s->opening.retry,
                         .partition = i,
                         .value = strdup(text),
                         .len = strlen(text),
@@ -248,90 +245,15 @@ static void write_starts(struct subscribing *s) {
         start_free(&(struct send){ .ctx = s });
 }
 
-static void open_done(struct call *c) {
-        struct subscribing *s = CONTAINER(c, struct subscribing, call);
+static void opened(struct opening *o) {
+        struct subscribing *s = CONTAINER(o, struct subscribing, opening);
 
-        if (c->status < 0)
-                kafka_job_over(&s->job, c->status, &c->error);
-        else if (s->made) {
-                s->retry->state = TOPIC_THERE;
+        if (o->status < 0)
+                kafka_job_over(&s->job, o->status, &o->error);
+        else if (o->made)
                 write_starts(s);
-        } else
+        else
                 is_made(s);
-}
-
-/* -- opening a group, on a worker --------------------------------------------------------------------------------------------- */
-
-/* Whether the topic has another group. */
-static int has_groups(struct om_bus *b, const struct subscribing *s, bool *ret, struct om_error *e) {
-        const struct rd_kafka_metadata *md;
-        rd_kafka_resp_err_t err = rd_kafka_metadata(b->producer, 1, NULL, &md, ADMIN_MS);
-        char prefix[KAFKA_NAME_MAX + 1];
-        size_t n;
-
-        if (err)
-                return kafka_error(err, NULL, "asking for the groups", e);
-        if (!kafka_name(prefix, b->settings.prefix, KAFKA_RETRY, om_span_of(s->topic), OM_SPAN_NONE)) {
-                rd_kafka_metadata_destroy(md);
-                return om_error_set_errno(e, ENOMEM, "Kafka");
-        }
-        n = strlen(prefix);
-        *ret = false;
-        for (int i = 0; i < md->topic_cnt; i++)
-                *ret |= strncmp(md->topics[i].topic, prefix, n) == 0 && strcmp(md->topics[i].topic, s->kname) != 0;
-        rd_kafka_metadata_destroy(md);
-        return 0;
-}
-
-static void open_run(struct call *c) {
-        struct subscribing *s = CONTAINER(c, struct subscribing, call);
-        struct om_bus *b = c->bus;
-        struct making m = { .kname = s->kname, .kind = KAFKA_RETRY };
-        bool others = false;
-        int has;
-
-        s->n_parts = kafka_partitions_of(b, s->log->rkt, 1, &c->error);
-        if (s->n_parts < 0) {
-                c->status = s->n_parts;
-                return;
-        }
-        m.partitions = s->n_parts;
-        c->status = kafka_make_topics(b, &m, 1, &c->error);
-        if (!c->status && m.status) {
-                c->status = m.status;
-                c->error = m.error;
-        }
-        if (c->status)
-                return;
-        s->made = m.made;
-        has = kafka_partitions_of(b, s->retry->rkt, m.made ? s->n_parts : 1, &c->error);
-        if (has < 0 || (has < s->n_parts && (has = kafka_grow_topic(b, s->kname, s->n_parts, &c->error)) < 0)) {
-                c->status = has;
-                return;
-        }
-        if (!s->made)
-                return;
-        if (s->start == OM_START_DEFAULT) {
-                c->status = has_groups(b, s, &others, &c->error);
-                s->start = others ? OM_START_NEW : OM_START_FIRST;
-        }
-        s->starts = calloc((size_t) s->n_parts, sizeof(int64_t));
-        if (!s->starts)
-                c->status = om_error_set_errno(&c->error, ENOMEM, "Kafka");
-        if (!c->status)
-                c->status = kafka_find_offsets(b, s->log->kname, s->n_parts, s->start, s->start_ms, s->starts, &c->error);
-}
-
-static void log_there(struct topic_wait *w, int status, const struct om_error *e) {
-        struct subscribing *s = CONTAINER(w, struct subscribing, wait);
-        struct om_error error;
-
-        s->call.run = open_run;
-        s->call.done = open_done;
-        if (status < 0)
-                kafka_job_over(&s->job, status, e);
-        else if ((status = kafka_call(s->job.bus, WORKER_CALLS, &s->call, &error)) < 0)
-                kafka_job_over(&s->job, status, &error);
 }
 
 int kafka_bus_subscribe(struct om_bus *b, struct om_bus_subscribe *op, struct om_error *e) {
@@ -346,26 +268,25 @@ int kafka_bus_subscribe(struct om_bus *b, struct om_bus_subscribe *op, struct om
                 return om_error_set_errno(e, ENOMEM, "Kafka");
         s->op = op;
         s->core = op->core;
-        s->start = op->start;
-        s->start_ms = op->start_ms;
         s->reclaim_idle_ms = op->reclaim_idle_ms;
         snprintf(s->topic, sizeof s->topic, "%.*s", OM_PRI(op->topic));
         snprintf(s->agent, sizeof s->agent, "%.*s", OM_PRI(op->agent));
-        s->log = kafka_topic_get(b, KAFKA_LOG, op->topic, OM_SPAN_NONE);
-        s->retry = kafka_topic_get(b, KAFKA_RETRY, op->topic, op->agent);
-        if (!s->log || !s->retry) {
+        s->opening = (struct opening){ .log = kafka_topic_get(b, KAFKA_LOG, op->topic, OM_SPAN_NONE),
+                .retry = kafka_topic_get(b, KAFKA_RETRY, op->topic, op->agent),
+                .start = op->start,
+                .start_ms = op->start_ms,
+                .done = opened };
+        if (!s->opening.log || !s->opening.retry) {
                 free(s);
                 return om_error_set_errno(e, ENOMEM, "Kafka");
         }
-        memcpy(s->kname, s->retry->kname, sizeof s->kname);
         kafka_job_begin(b, &s->job, &op->op, 0, subscribing_free);
         g = kafka_group_find(b, op->topic, op->agent);
         if (g && !g->sub) {
                 serve(s, g);
                 return 0;
         }
-        s->wait.fn = log_there;
-        kafka_topic_need(s->log, &s->wait);
+        kafka_open(b, &s->opening);
         return 0;
 }
 

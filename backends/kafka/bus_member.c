@@ -143,7 +143,7 @@ static void load_done(struct call *c) {
                 for (size_t i = 0; i < left; i++)
                         l->items[i].state = (struct kafka_state){ .owner = 0 };
                 l->n = left;
-                if (kafka_call(b, WORKER_CALLS, c, &c->error) == 0)
+                if (kafka_call(b, WORKER_MEMBER, c, &c->error) == 0)
                         return;
         }
         free(l);
@@ -175,7 +175,7 @@ static void load(struct om_bus *b, struct part **parts, size_t n) {
                         l->items[i].start = g->starts[parts[i]->p];
                 }
         }
-        if (kafka_call(b, WORKER_CALLS, &l->call, &e) < 0)
+        if (kafka_call(b, WORKER_MEMBER, &l->call, &e) < 0)
                 free(l);
 }
 
@@ -375,29 +375,58 @@ static void on_poll_timer(evutil_socket_t fd, short what, void *ctx) {
 
 /*
  * A new subscription is a new generation of the consumer group, and the library's work for one grows with the square of its topics; while
- * it works the next subscription waits for it, and with it the loop. So groups are gathered, the longer the more the library has to do.
+ * it works the next subscription waits for it. So groups are gathered, the longer the more the library has to do.
  */
-static void on_subscribe_timer(evutil_socket_t fd, short what, void *ctx) {
-        struct om_bus *b = ctx;
-        rd_kafka_topic_partition_list_t *list;
+static void subscribe_run(struct call *c) {
+        struct om_bus *b = c->bus;
         int64_t begun = om_clock_ms();
 
-        if (b->closing || !b->member)
-                return;
-        list = rd_kafka_topic_partition_list_new((int) HASH_COUNT(b->groups) + 1);
-        for (struct group *g = b->groups; g; g = g->hh.next)
-                if (!g->leaving)
-                        rd_kafka_topic_partition_list_add(list, g->kname, RD_KAFKA_PARTITION_UA);
-        if (list->cnt)
-                rd_kafka_subscribe(b->member, list);
+        if (b->subscribing_to->cnt)
+                rd_kafka_subscribe(b->member, b->subscribing_to);
         else
                 rd_kafka_unsubscribe(b->member);
-        rd_kafka_topic_partition_list_destroy(list);
-        if (om_clock_ms() - begun > BUSY_MS)
+        b->subscribe_ms = om_clock_ms() - begun;
+}
+
+static void subscribe_done(struct call *c) {
+        struct om_bus *b = c->bus;
+
+        rd_kafka_topic_partition_list_destroy(b->subscribing_to);
+        b->subscribing_to = NULL;
+        if (b->closing)
+                return;
+        if (b->subscribe_ms > BUSY_MS)
                 b->gather_ms = b->gather_ms * 2 < GATHER_MAX_MS ? b->gather_ms * 2 : GATHER_MAX_MS;
         else
                 b->gather_ms = b->gather_ms / 2 > GATHER_MS ? b->gather_ms / 2 : GATHER_MS;
         reap(b);
+        if (b->subscribe_again)
+                kafka_subscription_soon(b);
+        b->subscribe_again = false;
+}
+
+static void on_subscribe_timer(evutil_socket_t fd, short what, void *ctx) {
+        struct om_bus *b = ctx;
+        struct om_error e;
+
+        if (b->closing || !b->member)
+                return;
+        if (b->subscribing_to) {
+                b->subscribe_again = true;
+                return;
+        }
+        b->subscribing_to = rd_kafka_topic_partition_list_new((int) HASH_COUNT(b->groups) + 1);
+        for (struct group *g = b->groups; g; g = g->hh.next)
+                if (!g->leaving)
+                        rd_kafka_topic_partition_list_add(b->subscribing_to, g->kname, RD_KAFKA_PARTITION_UA);
+        b->subscribe.run = subscribe_run;
+        b->subscribe.done = subscribe_done;
+        if (kafka_call(b, WORKER_MEMBER, &b->subscribe, &e) == 0)
+                return;
+        om_host_log(b->host, OM_LOG_ERROR, "%s", e.message);
+        rd_kafka_topic_partition_list_destroy(b->subscribing_to);
+        b->subscribing_to = NULL;
+        kafka_subscription_soon(b);
 }
 
 void kafka_subscription_soon(struct om_bus *b) {

@@ -38,12 +38,19 @@ static void over(struct send *s, int status, const char *why) {
 
 static void produce(struct send *s) {
         struct om_bus *b = s->bus;
-        rd_kafka_vu_t parts[] = { { RD_KAFKA_VTYPE_RKT, { .rkt = s->topic->rkt } }, { RD_KAFKA_VTYPE_PARTITION, { .i32 = s->partition } },
+        rd_kafka_topic_t *rkt = s->topic->rkt ? s->topic->rkt : rd_kafka_topic_new(b->producer, s->topic->kname, NULL);
+        rd_kafka_vu_t parts[] = { { RD_KAFKA_VTYPE_RKT, { .rkt = rkt } }, { RD_KAFKA_VTYPE_PARTITION, { .i32 = s->partition } },
                 { RD_KAFKA_VTYPE_MSGFLAGS, { .i = s->value ? RD_KAFKA_MSG_F_FREE : 0 } },
                 { RD_KAFKA_VTYPE_VALUE, { .mem = { s->value, s->len } } }, { RD_KAFKA_VTYPE_KEY, { .mem = { s->key, s->key_len } } },
                 { RD_KAFKA_VTYPE_OPAQUE, { .ptr = s } }, { RD_KAFKA_VTYPE_HEADERS, { .headers = s->headers } } };
-        rd_kafka_error_t *error = rd_kafka_produceva(b->producer, parts, s->headers ? 7 : 6);
+        rd_kafka_error_t *error;
 
+        s->topic->rkt = rkt;
+        if (!rkt) {
+                over(s, -ENOMEM, "Kafka: out of memory");
+                return;
+        }
+        error = rd_kafka_produceva(b->producer, parts, s->headers ? 7 : 6);
         if (error) {
                 const char *why;
                 int status = kafka_send_error(rd_kafka_error_code(error), &why);

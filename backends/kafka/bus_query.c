@@ -33,7 +33,6 @@ struct query {
         const char *source;
         size_t wanted;
         bool no_memory;
-        const struct seen *seen;
         const struct seen_topic *seen_topic;
         const struct kafka_track *track;
         const char *name;
@@ -62,16 +61,8 @@ static struct om_span printed(struct query *q, const char *format, ...) {
 
 /* -- topics and groups ------------------------------------------------------------------------------------------------------ */
 
-static int by_name(const void *a, const void *b) {
-        const struct seen_topic *x = a, *y = b;
-
-        return strcmp(x->kname, y->kname);
-}
-
 static void topics_run(struct query *q, struct seen *s) {
         rows_new(q, s->n_topics, sizeof *q->topics);
-        if (s->n_topics)
-                qsort(s->topics, s->n_topics, sizeof *s->topics, by_name);
         for (size_t i = 0; i < s->n_topics && !q->no_memory; i++) {
                 struct seen_topic *t = &s->topics[i];
                 struct om_bus_topic_row *row;
@@ -84,7 +75,7 @@ static void topics_run(struct query *q, struct seen *s) {
                 }
                 row = &q->topics[q->n++];
                 *row = (struct om_bus_topic_row){ .topic = om_arena_copy(&q->out, t->topic), .groups = (uint32_t) t->n_groups };
-                row->depth = kafka_depth(s, t);
+                row->depth = kafka_depth(t);
                 for (int p = 0; p < t->n_parts; p++)
                         row->published += (uint64_t) t->high[p];
         }
@@ -121,7 +112,7 @@ static bool held_one(void *ctx, const rd_kafka_message_t *m) {
         int64_t until;
 
         if (q->track ? kafka_track_is_done(q->track, m->offset) || m->offset == 0
-                     : kafka_done_by_all(q->seen, q->seen_topic, q->part, m->offset, &until))
+                     : kafka_done_by_all(q->seen_topic, q->part, m->offset, &until))
                 return true;
         if (q->n == q->limit) {
                 q->next_cursor = printed(q, "%s %d %lld", q->source, q->part, (long long) m->offset);
@@ -153,7 +144,6 @@ static int held_run(struct query *q, struct seen *s, struct om_error *e) {
                         return om_error_set(e, OM_INVALID, "cursor: not one of ours");
         }
         skip = at[0] != 0;
-        q->seen = s;
         q->name = q->topic.p; /* zero-terminated: a copy */
         for (size_t i = 0; i < s->n_topics && !r && !q->next_cursor.p && !q->no_memory; i++) {
                 struct seen_topic *t = &s->topics[i];
@@ -162,7 +152,7 @@ static int held_run(struct query *q, struct seen *s, struct om_error *e) {
                 q->source = t->kname;
                 q->track = NULL;
                 for (q->part = 0; q->part < t->n_parts && !r && !q->next_cursor.p; q->part++) {
-                        int64_t low = kafka_finished_below(s, t, q->part);
+                        int64_t low = kafka_finished_below(t, q->part);
                         bool here = skip && strcmp(at, t->kname) == 0 && q->part == at_part;
 
                         if (skip && !here)
@@ -239,22 +229,22 @@ static int dead_run(struct query *q, struct om_error *e) {
         struct dead_topic *t;
         struct seen s;
         struct letters l = { q, NULL };
-        bool group, dead;
+        char group[KAFKA_NAME_MAX + 1];
+        bool there, dead;
         char from[24] = "0";
         int r;
 
-        if (!kafka_name(kname, b->settings.prefix, KAFKA_DEAD, q->topic, q->agent))
+        if (!kafka_name(kname, b->settings.prefix, KAFKA_DEAD, q->topic, q->agent) ||
+                !kafka_name(group, b->settings.prefix, KAFKA_RETRY, q->topic, q->agent))
                 return om_error_set_errno(e, ENOMEM, "Kafka");
-        r = kafka_look_names(b, q->topic, &s, e);
+        r = kafka_look_names(b, kafka_is_topic, &q->topic, &s, e);
         if (r < 0)
                 return r;
         dead = kafka_seen_dead(&s, kname);
-        group = false;
-        for (size_t i = 0; i < s.n_groups; i++)
-                group |= om_span_eq(s.groups[i].agent, q->agent);
+        there = kafka_seen_group(&s, group) != NULL;
         kafka_seen_deinit(&s);
         if (!dead)
-                return group
+                return there
                         ? 0
                         : om_error_set(e, OM_NOT_FOUND, "there is no group of \"%.*s\" on \"%.*s\"", OM_PRI(q->agent), OM_PRI(q->topic));
         r = kafka_dead_scan(b, kname, &t, e);
@@ -348,7 +338,7 @@ static void query_run(struct call *c) {
         else if (q->type == OM_QUERY_DEAD)
                 c->status = dead_run(q, &c->error);
         else {
-                c->status = kafka_look(c->bus, q->topic, q->snap, &s, &c->error);
+                c->status = kafka_look(c->bus, kafka_is_topic, &q->topic, q->snap, &s, &c->error);
                 if (c->status < 0)
                         return;
                 if (q->type == OM_QUERY_TOPICS)
@@ -435,68 +425,84 @@ struct sweep {
         } * topics;
 };
 
-static void sweep_topic(
-        struct om_bus *b, const struct seen *s, const struct seen_topic *t, int64_t retention_ms, rd_kafka_topic_partition_list_t *before) {
+static int by_topic(const void *a, const void *b) { return strcmp(((const struct swept *) a)->topic, ((const struct swept *) b)->topic); }
+
+static struct swept *swept(const struct sweep *w, struct om_span topic) {
+        struct swept key;
+
+        snprintf(key.topic, sizeof key.topic, "%.*s", OM_PRI(topic));
+        return bsearch(&key, w->topics, w->n, sizeof key, by_topic);
+}
+static bool is_swept(const void *ctx, struct om_span topic) { return swept(ctx, topic) != NULL; }
+
+/* Where what is younger than its topic's retention begins, of those that have one. NULL: nobody says. */
+static rd_kafka_topic_partition_list_t *retained(struct om_bus *b, const struct seen *s, const int64_t *retentions) {
+        rd_kafka_topic_partition_list_t *times = rd_kafka_topic_partition_list_new(16);
+
+        for (size_t i = 0; i < s->n_topics; i++)
+                for (int p = 0; p < s->topics[i].n_parts && retentions[i]; p++)
+                        rd_kafka_topic_partition_list_add(times, s->topics[i].kname, p)->offset = om_now_ms() - retentions[i];
+        if (times->cnt && rd_kafka_offsets_for_times(b->producer, times, ADMIN_MS)) {
+                rd_kafka_topic_partition_list_destroy(times);
+                return NULL;
+        }
+        return times;
+}
+
+static void sweep_seen(struct sweep *w, const struct seen *s, rd_kafka_topic_partition_list_t *before) {
+        char(*knames)[KAFKA_NAME_MAX + 1] = calloc(s->n_topics + 1, sizeof knames[0]);
+        int64_t *retentions = calloc(s->n_topics + 1, sizeof(int64_t));
         rd_kafka_topic_partition_list_t *times = NULL;
+        int at = 0;
 
-        if (retention_ms) {
-                times = rd_kafka_topic_partition_list_new(t->n_parts);
-                for (int p = 0; p < t->n_parts; p++)
-                        rd_kafka_topic_partition_list_add(times, t->kname, p)->offset = om_now_ms() - retention_ms;
-                if (rd_kafka_offsets_for_times(b->producer, times, ADMIN_MS)) {
-                        rd_kafka_topic_partition_list_destroy(times);
-                        return;
+        for (size_t i = 0; knames && i < s->n_topics; i++)
+                memcpy(knames[i], s->topics[i].kname, sizeof knames[0]);
+        if (knames && retentions) {
+                kafka_retentions(w->call.bus, knames, s->n_topics, retentions, &w->call.error); /* who may not ask has the URL's for all */
+                times = retained(w->call.bus, s, retentions);
+        }
+        for (size_t i = 0; times && i < s->n_topics; i++)
+                for (int p = 0; p < s->topics[i].n_parts; p++) {
+                        const struct seen_topic *t = &s->topics[i];
+                        const rd_kafka_topic_partition_t *tp = retentions[i] ? kafka_in_list(times, t->kname, p, &at) : NULL;
+                        int64_t to = kafka_finished_below(t, p);
+
+                        if (tp && tp->offset >= 0 && tp->offset < to) /* none: all is older */
+                                to = tp->offset;
+                        if (to > t->low[p] && to <= t->high[p])
+                                rd_kafka_topic_partition_list_add(before, t->kname, p)->offset = to;
                 }
-        }
-        for (int p = 0; p < t->n_parts; p++) {
-                int64_t to = kafka_finished_below(s, t, p);
-                const rd_kafka_topic_partition_t *tp = times ? rd_kafka_topic_partition_list_find(times, t->kname, p) : NULL;
-
-                if (tp && tp->offset >= 0 && tp->offset < to)
-                        to = tp->offset;
-                if (to > t->low[p] && to <= t->high[p])
-                        rd_kafka_topic_partition_list_add(before, t->kname, p)->offset = to;
-        }
         if (times)
                 rd_kafka_topic_partition_list_destroy(times);
+        free(knames);
+        free(retentions);
 }
 
 static void sweep_run(struct call *c) {
         struct sweep *w = (struct sweep *) c;
-        rd_kafka_topic_partition_list_t *before = rd_kafka_topic_partition_list_new(16);
-        char(*knames)[KAFKA_NAME_MAX + 1] = calloc(w->n, sizeof knames[0]);
-        int64_t *retentions = calloc(w->n, sizeof(int64_t));
-        bool known = knames && retentions;
+        rd_kafka_topic_partition_list_t *before;
+        struct seen s;
 
-        for (size_t i = 0; known && i < w->n; i++)
-                known = kafka_name(knames[i], c->bus->settings.prefix, KAFKA_LOG, om_span_of(w->topics[i].topic), OM_SPAN_NONE);
-        if (known)
-                kafka_retentions(c->bus, knames, w->n, retentions, &c->error); /* who may not ask has the URL's for all */
-        for (size_t i = 0; known && i < w->n; i++) {
-                struct seen s;
+        if (kafka_look(c->bus, is_swept, w, w->snap, &s, &c->error) < 0)
+                return;
+        before = rd_kafka_topic_partition_list_new(16);
+        sweep_seen(w, &s, before);
+        for (size_t i = 0; i < s.n_topics; i++)
+                for (const struct seen_group *g = s.topics[i].groups; g; g = g->next)
+                        if (g->n_parts < s.topics[i].n_parts)
+                                swept(w, g->topic)->more = s.topics[i].n_parts;
+        for (size_t k = 0; k < s.n_groups; k++)
+                for (int p = 0; p < s.groups[k].n_parts; p++) {
+                        const struct seen_part *part = &s.groups[k].parts[p];
+                        int64_t to = part->state.at[KAFKA_AT_RETRY].track.low;
 
-                if (kafka_look(c->bus, om_span_of(w->topics[i].topic), w->snap, &s, &c->error) < 0)
-                        break;
-                for (size_t k = 0; k < s.n_topics; k++)
-                        sweep_topic(c->bus, &s, &s.topics[k], retentions[i], before);
-                for (size_t k = 0; k < s.n_groups; k++) {
-                        if (s.n_topics == 1 && s.groups[k].n_parts < s.topics[0].n_parts)
-                                w->topics[i].more = s.topics[0].n_parts;
-                        for (int p = 0; p < s.groups[k].n_parts; p++) {
-                                const struct seen_part *part = &s.groups[k].parts[p];
-                                int64_t to = part->state.at[KAFKA_AT_RETRY].track.low;
-
-                                if (part->known && to > part->retry_low + 100 && to <= part->retry_high)
-                                        rd_kafka_topic_partition_list_add(before, s.groups[k].kname, p)->offset = to;
-                        }
+                        if (part->known && to > part->retry_low + 100 && to <= part->retry_high)
+                                rd_kafka_topic_partition_list_add(before, s.groups[k].kname, p)->offset = to;
                 }
-                kafka_seen_deinit(&s);
-        }
         if (before->cnt)
                 c->status = kafka_delete_records(c->bus, before, &c->error);
         rd_kafka_topic_partition_list_destroy(before);
-        free(knames);
-        free(retentions);
+        kafka_seen_deinit(&s);
 }
 
 static void sweep_done(struct call *c) {
@@ -505,6 +511,7 @@ static void sweep_done(struct call *c) {
         bool denied = c->status < 0 && c->error.kind == OM_DENIED;
 
         c->bus->sweeping = false;
+        om_host_log(c->bus->host, OM_LOG_DEBUG, "Kafka: %zu topics swept at once", w->n);
         if (c->status < 0)
                 om_host_log(c->bus->host, denied && !c->bus->undeleted ? OM_LOG_WARNING : OM_LOG_INFO, "%s", c->error.message);
         c->bus->undeleted = denied;
@@ -536,6 +543,12 @@ void kafka_on_sweep_timer(evutil_socket_t fd, short what, void *ctx) {
                                 g->unswept = false;
                                 memcpy(w->topics[w->n++].topic, g->topic, sizeof g->topic);
                         }
+                qsort(w->topics, w->n, sizeof w->topics[0], by_topic);
+                n = w->n;
+                w->n = 0;
+                for (size_t i = 0; i < n; i++) /* one of each */
+                        if (!w->n || by_topic(&w->topics[w->n - 1], &w->topics[i]) != 0)
+                                w->topics[w->n++] = w->topics[i];
                 w->call.run = sweep_run;
                 w->call.done = sweep_done;
                 b->sweeping = kafka_call(b, WORKER_CALLS, &w->call, &w->call.error) == 0;

@@ -52,7 +52,14 @@ struct call {
         int status;
         struct om_error error;
 };
-enum worker_id { WORKER_CALLS, WORKER_PROBE, WORKER_TXN, N_WORKERS };
+enum worker_id {
+        WORKER_CALLS,  /* what is asked for: it may take as long as it takes */
+        WORKER_MEMBER, /* what groups that are served wait for */
+        WORKER_PROBE,
+        WORKER_TXN,
+        N_WORKERS,
+};
+/* 0, or a negative errno with `e`: there is no thread, or the bus is closing. */
 int kafka_call(struct om_bus *b, enum worker_id which, struct call *c, struct om_error *e);
 
 /* -- operations (bus.c) ----------------------------------------------------------------------------------------------- */
@@ -84,11 +91,12 @@ struct topic {
         enum topic_state state;
         bool asked; /* TOPIC_MAKING: by a call */
         struct topic_wait *waits, *last_wait;
-        rd_kafka_topic_t *rkt; /* the producer's */
+        rd_kafka_topic_t *rkt; /* the producer's, NULL: nothing was sent there yet. It looks at all it has for each message */
 };
 struct topic *kafka_topic_get(struct om_bus *b, enum kafka_kind kind, struct om_span topic, struct om_span agent); /* NULL: no memory */
 void kafka_topic_need(struct topic *t, struct topic_wait *w); /* calls w->fn, now or later */
 void kafka_topic_forget(struct topic *t);                     /* it was deleted: made again when it is needed */
+void kafka_topic_seen(struct topic *t);                       /* it is there */
 void kafka_topics_free(struct om_bus *b);
 /* On a worker. Makes topics: 0 or a negative errno for each; *ret_made, may be NULL, whether it was not there. */
 struct making {
@@ -149,6 +157,25 @@ int kafka_link_open(struct om_bus *b, struct om_error *e);
 void kafka_link_suspect(struct om_bus *b); /* something says that the brokers are away: asked */
 void kafka_link_close(struct om_bus *b);   /* ends with b->close_op's completion */
 int kafka_error(rd_kafka_resp_err_t err, const char *text, const char *what, struct om_error *e);
+
+/* -- opening groups (bus_open.c) ----------------------------------------------------------------------------------------- */
+
+/* A group that is about to be served, made on the brokers where it is not there. */
+struct opening {
+        struct topic *log, *retry;
+        enum om_start start;
+        int64_t start_ms;
+        void (*done)(struct opening *o);
+        /* the answer, and the worker's until then */
+        int status;
+        struct om_error error;
+        int n_parts;     /* of the topic */
+        bool made;       /* it was not there */
+        int64_t *starts; /* where it begins then, by partition: malloc'ed, the owner's */
+        int awaited;
+        struct opening *prev, *next;
+};
+void kafka_open(struct om_bus *b, struct opening *o); /* done() is called later */
 
 /* -- groups and their partitions (bus_group.c, bus_member.c, bus_part.c) -------------------------------------------------------------- */
 
@@ -398,13 +425,20 @@ struct om_bus {
         bool waking, wake_again;
         int64_t wake_ms;
 
+        struct opening *openings; /* that wait for the one call */
+        struct om_post open_post;
+        bool open_posted, opening;
+
         struct group *groups;
         struct om_bus_sub *subs;
         struct part *parts_by_slot;
         uint32_t next_slot;
         rd_kafka_topic_partition_list_t *assigned, *revoking;
         int64_t revoke_by_ms;
-        int64_t gather_ms; /* how long groups are waited for before all are subscribed to */
+        struct call subscribe;
+        rd_kafka_topic_partition_list_t *subscribing_to; /* NULL: no subscription is under way */
+        bool subscribe_again;
+        int64_t subscribe_ms, gather_ms; /* how long the last one took; how long groups are waited for before all are subscribed to */
         struct om_post pump;
         bool pump_posted, in_rebalance;
 

@@ -9,6 +9,8 @@
  */
 #include "bus_state.h"
 
+enum { TOPICS_MAX = 100 }; /* of one request: brokers take some milliseconds for each */
+
 struct topic *kafka_topic_get(struct om_bus *b, enum kafka_kind kind, struct om_span topic, struct om_span agent) {
         char kname[KAFKA_NAME_MAX + 1];
         struct topic *t = NULL;
@@ -23,14 +25,8 @@ struct topic *kafka_topic_get(struct om_bus *b, enum kafka_kind kind, struct om_
         memcpy(t->kname, kname, sizeof kname);
         if (kind == KAFKA_LOG)
                 snprintf(t->name, sizeof t->name, "%.*s", OM_PRI(topic));
-        t->rkt = rd_kafka_topic_new(b->producer, kname, NULL);
-        if (!t->rkt) {
-                free(t);
-                return NULL;
-        }
         HASH_ADD_STR(b->topics, kname, t);
         if (!t->hh.tbl) {
-                rd_kafka_topic_destroy(t->rkt);
                 free(t);
                 return NULL;
         }
@@ -51,6 +47,11 @@ void kafka_topics_free(struct om_bus *b) {
 void kafka_topic_forget(struct topic *t) {
         if (t->state == TOPIC_THERE)
                 t->state = TOPIC_UNKNOWN;
+}
+
+void kafka_topic_seen(struct topic *t) {
+        if (t->state == TOPIC_UNKNOWN)
+                t->state = TOPIC_THERE;
 }
 
 /* -- making, on a worker ------------------------------------------------------------------------------------------------- */
@@ -98,7 +99,7 @@ static void made_one(struct om_bus *b, struct making *m, const rd_kafka_topic_re
         m->status = kafka_error(err, rd_kafka_topic_result_error_string(r), what, &m->error);
 }
 
-int kafka_make_topics(struct om_bus *b, struct making *m, size_t n, struct om_error *e) {
+static int make_some(struct om_bus *b, struct making *m, size_t n, struct om_error *e) {
         rd_kafka_NewTopic_t **topics = calloc(n, sizeof(rd_kafka_NewTopic_t *));
         rd_kafka_AdminOptions_t *options = rd_kafka_AdminOptions_new(b->producer, RD_KAFKA_ADMIN_OP_CREATETOPICS);
         rd_kafka_queue_t *q = rd_kafka_queue_new(b->producer);
@@ -138,6 +139,14 @@ out:
         free(topics);
         rd_kafka_queue_destroy(q);
         rd_kafka_AdminOptions_destroy(options);
+        return r;
+}
+
+int kafka_make_topics(struct om_bus *b, struct making *m, size_t n, struct om_error *e) {
+        int r = 0;
+
+        for (size_t i = 0; i < n && r == 0; i += TOPICS_MAX)
+                r = make_some(b, m + i, n - i < TOPICS_MAX ? n - i : TOPICS_MAX, e);
         return r;
 }
 

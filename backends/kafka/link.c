@@ -41,8 +41,11 @@ static int turn(void *ctx, struct om_work *list) {
 }
 
 int kafka_call(struct om_bus *b, enum worker_id which, struct call *c, struct om_error *e) {
-        static const char *const names[] = { "kafka", "kafka-probe", "kafka-txn" };
+        static const char *const names[] = { "kafka", "kafka-member", "kafka-probe", "kafka-txn" };
 
+        /* Behind what ends the handles nothing may come that uses them. */
+        if (b->closing && which != WORKER_TXN && c != &b->end)
+                return om_error_set_errno(e, ECANCELED, "Kafka: closing");
         if (!b->workers[which]) {
                 int r = b->host->ops->worker_new(b->host, names[which], turn, b, &b->workers[which], e);
 
@@ -405,7 +408,8 @@ static void leave(struct om_bus *b) {
         }
 }
 
-static void end_run(struct call *c) {
+/* Each handle ends on a thread behind what may still use it there: the member, then the lanes and what calls the producer, the producer. */
+static void end_member(struct call *c) {
         struct om_bus *b = c->bus;
 
         if (b->member) {
@@ -413,6 +417,11 @@ static void end_run(struct call *c) {
                 rd_kafka_queue_destroy(b->member_queue);
                 rd_kafka_destroy_flags(b->member, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
         }
+}
+
+static void end_lanes(struct call *c) {
+        struct om_bus *b = c->bus;
+
         for (unsigned i = 0; i < b->n_lanes; i++) {
                 struct lane *l = b->lanes[i];
 
@@ -425,6 +434,11 @@ static void end_run(struct call *c) {
                 rd_kafka_destroy_flags(l->rk, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
                 free(l);
         }
+}
+
+static void end_producer(struct call *c) {
+        struct om_bus *b = c->bus;
+
         if (b->producer) {
                 rd_kafka_queue_destroy(b->producer_queue);
                 rd_kafka_destroy(b->producer);
@@ -450,14 +464,29 @@ static void stop_next(struct om_bus *b) {
 }
 static void worker_stopped(struct om_post *post) { stop_next(CONTAINER(post, struct om_bus, closed)); }
 
-static void end_done(struct call *c) {
-        c->bus->close_step = 0;
-        stop_next(c->bus);
+static void end_next(struct call *c) {
+        static const struct {
+                enum worker_id worker;
+                void (*run)(struct call *c);
+        } ends[] = { { WORKER_MEMBER, end_member }, { WORKER_CALLS, end_lanes }, { WORKER_PROBE, end_producer } };
+        struct om_bus *b = CONTAINER(c, struct om_bus, end);
+        struct om_error ignored;
+
+        while (b->close_step < (int) (sizeof ends / sizeof ends[0])) {
+                int step = b->close_step++;
+
+                b->end.bus = b;
+                b->end.run = ends[step].run;
+                b->end.done = end_next;
+                if (kafka_call(b, ends[step].worker, &b->end, &ignored) == 0)
+                        return;
+                b->end.run(&b->end); /* no thread to wait on: the loop waits */
+        }
+        b->close_step = 0;
+        stop_next(b);
 }
 
 void kafka_link_close(struct om_bus *b) {
-        struct om_error ignored;
-
         b->member_closed = true;
         event_del(b->readable);
         event_del(b->beat);
@@ -467,11 +496,5 @@ void kafka_link_close(struct om_bus *b) {
                         rd_kafka_topic_destroy(t->rkt);
                         t->rkt = NULL;
                 }
-        b->end.run = end_run;
-        b->end.done = end_done;
-        if (kafka_call(b, WORKER_CALLS, &b->end, &ignored) < 0) { /* no thread to wait on: the loop waits */
-                b->end.bus = b;
-                end_run(&b->end);
-                end_done(&b->end);
-        }
+        end_next(&b->end);
 }

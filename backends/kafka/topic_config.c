@@ -84,11 +84,16 @@ int kafka_retentions(struct om_bus *b, char (*knames)[KAFKA_NAME_MAX + 1], size_
         if (r < 0)
                 return r;
         for (size_t i = 0; i < n_topics; i++)
-                for (size_t k = 0; k < n; k++) {
-                        int64_t own = rd_kafka_ConfigResource_error(topics[i]) ? -1 : own_retention(topics[i]);
+                for (size_t j = 0; j < n; j++) { /* the answers come in the order of the questions */
+                        size_t k = (i + j) % n;
+                        int64_t own;
 
-                        if (own >= 0 && strcmp(rd_kafka_ConfigResource_name(topics[i]), knames[k]) == 0)
+                        if (strcmp(rd_kafka_ConfigResource_name(topics[i]), knames[k]) != 0)
+                                continue;
+                        own = rd_kafka_ConfigResource_error(topics[i]) ? -1 : own_retention(topics[i]);
+                        if (own >= 0)
                                 ret[k] = own;
+                        break;
                 }
         rd_kafka_event_destroy(ev);
         return 0;

@@ -4,6 +4,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -245,6 +246,32 @@ def partitions_that_another_tool_adds_are_served_by_who_serves_the_topic():
             c.ack(task)
         wait_for(lambda: c.call("bus.groups", topic="t")["groups"][0]["lag"] == 0, 20, "lag 0")
         d.stop()
+
+
+@case
+def the_brokers_are_asked_about_many_groups_together():
+    """One by one, a thousand groups kept all other questions waiting for minutes."""
+    n = 150
+    with broker() as url, Daemon(env={"EVENT_BUS_URL": url, "LOG_LEVEL": "debug"}) as d, contextlib.closing(d.connect()) as c:
+        for life in range(2):
+            asked = [c.start("agent.register", topic=f"t{i // 2}", name="ab"[i % 2], config={}) for i in range(n)]
+            for request in asked:
+                c.finish(request)
+            for i in range(0, n, 2):
+                c.publish(f"t{i // 2}", life)
+            for _ in range(n):
+                task = c.next_task()
+                assert task["payload"]["content"] == life, task
+                c.ack(task)
+            if life == 0:
+                wait_for(lambda: "topics swept" in d.log_text(), what="a sweep")
+                d.stop()
+                d.start()
+                c = d.connect()
+        opened = [(int(k), int(new)) for k, new in re.findall(r"(\d+) groups opened at once, (\d+) of them new", d.log_text())]
+        assert sum(k for k, _ in opened) == 2 * n and sum(new for _, new in opened) == n and len(opened) <= 10, opened
+        swept = [int(k) for k in re.findall(r"(\d+) topics swept", d.log_text())]
+        assert len(swept) <= 4 and max(swept) > n // 4, swept
 
 
 @case
