@@ -252,6 +252,8 @@ static void open_done(struct call *c) {
 static void go(struct om_bus *b) {
         while (b->openings && !b->opening) {
                 struct batch *t = calloc(1, sizeof *t);
+                struct om_error e;
+                int r;
 
                 if (!t) {
                         struct opening *o = b->openings;
@@ -270,11 +272,13 @@ static void go(struct om_bus *b) {
                 t->call.bus = b;
                 t->call.run = open_run;
                 t->call.done = open_done;
-                t->call.status = kafka_call(b, WORKER_CALLS, &t->call, &t->call.error);
-                if (t->call.status < 0)
+                r = kafka_call(b, WORKER_CALLS, &t->call, &e);
+                b->opening = r == 0;
+                if (r < 0) {
+                        t->call.status = r;
+                        t->call.error = e;
                         told(t);
-                else
-                        b->opening = true;
+                }
         }
 }
 

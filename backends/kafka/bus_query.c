@@ -9,7 +9,7 @@
  */
 #include "admin.h"
 
-enum { SWEEP_S = 5, HELD_LIMIT = 1000 };
+enum { SWEEP_MS = 5000, SWEEP_REST = 10 /* times what one took */, HELD_LIMIT = 1000 };
 
 struct query {
         struct job job; /* first */
@@ -417,7 +417,7 @@ int kafka_bus_query(struct om_bus *b, struct om_bus_query *op, struct om_error *
 
 struct sweep {
         struct call call; /* first */
-        struct snapshot *snap;
+        int64_t begun_ms;
         size_t n;
         struct swept {
                 char topic[OM_TOPIC_MAX + 1];
@@ -483,7 +483,8 @@ static void sweep_run(struct call *c) {
         rd_kafka_topic_partition_list_t *before;
         struct seen s;
 
-        if (kafka_look(c->bus, is_swept, w, w->snap, &s, &c->error) < 0)
+        /* What is not committed may be taken back: no snapshot. */
+        if (kafka_look(c->bus, is_swept, w, NULL, &s, &c->error) < 0)
                 return;
         before = rd_kafka_topic_partition_list_new(16);
         sweep_seen(w, &s, before);
@@ -511,6 +512,7 @@ static void sweep_done(struct call *c) {
         bool denied = c->status < 0 && c->error.kind == OM_DENIED;
 
         c->bus->sweeping = false;
+        c->bus->sweep_ms = om_clock_ms() - w->begun_ms;
         om_host_log(c->bus->host, OM_LOG_DEBUG, "Kafka: %zu topics swept at once", w->n);
         if (c->status < 0)
                 om_host_log(c->bus->host, denied && !c->bus->undeleted ? OM_LOG_WARNING : OM_LOG_INFO, "%s", c->error.message);
@@ -518,7 +520,6 @@ static void sweep_done(struct call *c) {
         for (size_t i = 0; i < w->n; i++)
                 if (w->topics[i].more && !c->bus->closing && !c->bus->ending)
                         kafka_catch_up(c->bus, w->topics[i].topic, w->topics[i].more);
-        kafka_snapshot_free(w->snap);
         free(w->topics);
         free(w);
 }
@@ -549,6 +550,7 @@ void kafka_on_sweep_timer(evutil_socket_t fd, short what, void *ctx) {
                 for (size_t i = 0; i < n; i++) /* one of each */
                         if (!w->n || by_topic(&w->topics[w->n - 1], &w->topics[i]) != 0)
                                 w->topics[w->n++] = w->topics[i];
+                w->begun_ms = om_clock_ms();
                 w->call.run = sweep_run;
                 w->call.done = sweep_done;
                 b->sweeping = kafka_call(b, WORKER_CALLS, &w->call, &w->call.error) == 0;
@@ -560,6 +562,8 @@ void kafka_on_sweep_timer(evutil_socket_t fd, short what, void *ctx) {
 }
 
 void kafka_sweep_soon(struct om_bus *b) {
+        int64_t ms = b->sweep_ms * SWEEP_REST > SWEEP_MS ? b->sweep_ms * SWEEP_REST : SWEEP_MS;
+
         if (!event_pending(b->sweep_timer, EV_TIMEOUT, NULL))
-                evtimer_add(b->sweep_timer, (&(struct timeval){ SWEEP_S, 0 }));
+                evtimer_add(b->sweep_timer, (&(struct timeval){ ms / 1000, ms % 1000 * 1000 }));
 }

@@ -448,6 +448,7 @@ struct om_bus {
         int64_t commit_after_ms;
         struct txn *txn;
         bool txn_busy, sweeping, undeleted; /* the last sweep may not delete */
+        int64_t sweep_ms;                   /* how long the last one took */
         int64_t catch_up_from_ms;           /* groups are not given more partitions before */
         bool transacted, recover;           /* our name was used for transactions; one of a life before may be open */
         struct verdict *sending;            /* whose letter or outputs are on their way */
