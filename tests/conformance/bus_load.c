@@ -28,9 +28,8 @@ static void ignore(omni_agent *agent, omni_task *task, void *user) {}
 
 /* Their clients are served by nobody once they are registered: each socket fills, and what is beyond must not pile up anywhere. */
 static void sleepers(void) {
-        enum { SIZE = 10000, PREFETCH = 100, BATCH = 100, ROOM = 6 << 20, OUTPUT = 128 << 10, SOCKET = 256 << 10 };
-        /* In short there is twice as much as is wanted, so that having asked for it twice shows. */
-        int n = SCALE(500, 25), tasks = n * PREFETCH * SCALE(1, 2);
+        enum { SIZE = 10000, PREFETCH = 100, BATCH = 100, ROOM = 16 << 20, OUTPUT = 128 << 10, SOCKET = 256 << 10 };
+        int n = SCALE(500, 50), tasks = n * PREFETCH;
         rig_up((const char *const[]){
                 rig_text("SESSION_OUTPUT_BYTES=%d", OUTPUT), "STOP_GRACE=0", "STALLED_CLIENT=10m", RIG_MEASURED, NULL });
         const char *t = topic("awake"), *u = topic("asleep");

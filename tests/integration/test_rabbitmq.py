@@ -150,6 +150,25 @@ def a_full_queue_refuses_until_a_task_is_finished():
 
 
 @case
+def workers_that_come_one_by_one_take_no_more_than_they_want():
+    """Their consumer is made anew for each of them, and what came of the one before does not count at the broker."""
+    each, workers = 100, 10
+    with broker() as (_, url, stranger), bus(url) as daemon, contextlib.ExitStack() as connections:
+        publisher = connections.enter_context(contextlib.closing(daemon.connect()))
+        for request in [publisher.start("task.publish", task={"topic": "t", "payload": {"content": i}}) for i in range(4 * each * workers)]:
+            publisher.finish(request)
+        for _ in range(workers):
+            client = connections.enter_context(contextlib.closing(daemon.connect()))
+            client.register("t", "a", prefetch=each)
+            for _ in range(each):
+                assert client.next_task()
+        at_least = each * workers
+        taken = wait_for(lambda: 4 * at_least - stranger.queue_declare("omni.t.t", passive=True).method.message_count, what="tasks taken")
+        print(f"# {taken} taken of {at_least} wanted")
+        assert at_least <= taken <= at_least + each, taken
+
+
+@case
 def a_memory_alarm_is_told_and_survived():
     with broker() as (server, url, _stranger), bus(url) as daemon, contextlib.closing(daemon.connect()) as client:
         client.register("t", "agent")
