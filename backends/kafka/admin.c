@@ -59,10 +59,10 @@ void kafka_seen_deinit(struct seen *s) {
         *s = (struct seen){ .n_topics = 0 };
 }
 
-bool kafka_is_topic(const void *ctx, struct om_span topic) {
+bool kafka_is_topic(const void *ctx, uint64_t topic_id) {
         const struct om_span *one = ctx;
 
-        return !one->p || om_span_eq(*one, topic);
+        return !one->p || kafka_name_id(*one) == topic_id;
 }
 
 /* Every kind begins with its name. */
@@ -80,47 +80,104 @@ struct seen_group *kafka_seen_group(const struct seen *s, const char *kname) {
         return find(s->groups, s->n_groups, sizeof *s->groups, kname);
 }
 
-static void see_topic(struct seen *s, const char *kname, struct om_span topic, int n) {
+static void see_topic(struct seen *s, const char *kname, uint64_t id, int n) {
         struct seen_topic *seen = &s->topics[s->n_topics++];
 
         snprintf(seen->kname, sizeof seen->kname, "%s", kname);
-        seen->topic = om_arena_copy(&s->arena, topic);
+        seen->topic_id = id;
         seen->low = om_arena_alloc(&s->arena, (size_t) n * sizeof(int64_t));
         seen->high = om_arena_alloc(&s->arena, (size_t) n * sizeof(int64_t));
         seen->n_parts = seen->low && seen->high ? n : 0;
 }
 
-static void see_group(struct seen *s, const char *kname, struct om_span topic, struct om_span agent, int n) {
+static void see_group(struct seen *s, const char *kname, uint64_t id, int n) {
         struct seen_group *seen = &s->groups[s->n_groups++];
 
         snprintf(seen->kname, sizeof seen->kname, "%s", kname);
-        seen->topic = om_arena_copy(&s->arena, topic);
-        seen->agent = om_arena_copy(&s->arena, agent);
+        seen->topic_id = id;
         seen->parts = om_arena_alloc(&s->arena, (size_t) n * sizeof *seen->parts);
         seen->n_parts = seen->parts ? n : 0;
         if (seen->parts)
                 memset(seen->parts, 0, (size_t) n * sizeof *seen->parts);
 }
 
-static void sort(struct om_bus *b, struct seen *s) {
-        char log[KAFKA_NAME_MAX + 1];
+static int by_id(const void *a, const void *b) {
+        const struct seen_topic *const *x = a, *const *y = b;
 
+        return ((*x)->topic_id > (*y)->topic_id) - ((*x)->topic_id < (*y)->topic_id);
+}
+
+/* In order, each group with its topic. */
+static int sort(struct seen *s) {
+        struct seen_topic **topics = calloc(s->n_topics + 1, sizeof(struct seen_topic *));
+
+        if (!topics)
+                return -ENOMEM;
         if (s->n_topics)
                 qsort(s->topics, s->n_topics, sizeof *s->topics, by_kname);
         if (s->n_groups)
                 qsort(s->groups, s->n_groups, sizeof *s->groups, by_kname);
         if (s->n_dead)
                 qsort(s->dead, s->n_dead, sizeof s->dead[0], by_kname);
+        for (size_t i = 0; i < s->n_topics; i++)
+                topics[i] = &s->topics[i];
+        qsort(topics, s->n_topics, sizeof topics[0], by_id);
         for (size_t i = s->n_groups; i-- > 0;) {
-                struct seen_group *g = &s->groups[i];
-                struct seen_topic *t = NULL;
+                struct seen_topic key = { .topic_id = s->groups[i].topic_id }, *at = &key;
+                struct seen_topic **t = s->n_topics ? bsearch(&at, topics, s->n_topics, sizeof topics[0], by_id) : NULL;
 
-                if (kafka_name(log, b->settings.prefix, KAFKA_LOG, g->topic, OM_SPAN_NONE))
-                        t = kafka_seen_topic(s, log);
                 if (!t)
                         continue;
-                LL_PREPEND(t->groups, g);
-                t->n_groups++;
+                LL_PREPEND((*t)->groups, &s->groups[i]);
+                (*t)->n_groups++;
+                if (!kafka_name_is_cut(om_span_of((*t)->kname))) /* whether or not it is in the group's */
+                        s->groups[i].topic = (*t)->topic;
+        }
+        free(topics);
+        return 0;
+}
+
+/* As it is written, or the whole of it where it was cut and that is known. */
+static struct om_span text_of(struct seen *s, struct om_span written, const char *whole) {
+        struct om_buf text = OM_BUF_INIT;
+        struct om_span copy;
+
+        if (whole && *whole)
+                return om_arena_copy(&s->arena, om_span_of(whole));
+        kafka_name_decode(&text, written);
+        copy = om_arena_copy(&s->arena, om_buf_span(&text));
+        om_buf_deinit(&text);
+        return copy;
+}
+
+static const struct whole_name *whole_of(struct om_bus *b, const struct kafka_named *n, const char *kname, bool *read) {
+        const struct whole_name *w;
+
+        if (!kafka_name_is_cut(n->topic) && !kafka_name_is_cut(n->agent))
+                return NULL;
+        w = kafka_whole_name(b, kname, *read);
+        *read = *read && w; /* once in a look */
+        return w;
+}
+
+static void name_all(struct om_bus *b, struct seen *s) {
+        bool read = s->names;
+        struct kafka_named n;
+
+        for (size_t i = 0; i < s->n_topics; i++) {
+                const struct whole_name *w;
+
+                kafka_name_read(s->topics[i].kname, b->settings.prefix, &n);
+                w = whole_of(b, &n, s->topics[i].kname, &read);
+                s->topics[i].topic = text_of(s, n.topic, w ? w->topic : NULL);
+        }
+        for (size_t i = 0; i < s->n_groups; i++) {
+                const struct whole_name *w;
+
+                kafka_name_read(s->groups[i].kname, b->settings.prefix, &n);
+                w = whole_of(b, &n, s->groups[i].kname, &read);
+                s->groups[i].topic = text_of(s, n.topic, w ? w->topic : NULL);
+                s->groups[i].agent = text_of(s, n.agent, w ? w->agent : NULL);
         }
 }
 
@@ -132,22 +189,24 @@ static int see_topics(struct om_bus *b, kafka_wanted_fn *wanted, const void *ctx
                 return -ENOMEM;
         for (int i = 0; i < md->topic_cnt; i++) {
                 const struct rd_kafka_metadata_topic *t = &md->topics[i];
-                struct om_buf name = OM_BUF_INIT, agent = OM_BUF_INIT;
-                enum kafka_kind kind;
-                bool ok = !t->err && strlen(t->topic) <= KAFKA_NAME_MAX &&
-                        kafka_name_read(t->topic, b->settings.prefix, &kind, &name, &agent) && wanted(ctx, om_buf_span(&name));
+                struct kafka_named n;
+                uint64_t id;
 
-                if (ok && kind == KAFKA_LOG)
-                        see_topic(s, t->topic, om_buf_span(&name), t->partition_cnt);
-                else if (ok && kind == KAFKA_RETRY)
-                        see_group(s, t->topic, om_buf_span(&name), om_buf_span(&agent), t->partition_cnt);
-                else if (ok && kind == KAFKA_DEAD)
+                if (t->err || strlen(t->topic) > KAFKA_NAME_MAX || !kafka_name_read(t->topic, b->settings.prefix, &n))
+                        continue;
+                s->names |= n.kind == KAFKA_NAMES;
+                id = n.topic.p ? kafka_name_id_written(n.topic) : 0;
+                if (!id || !wanted(ctx, id))
+                        continue;
+                if (n.kind == KAFKA_LOG)
+                        see_topic(s, t->topic, id, t->partition_cnt);
+                else if (n.kind == KAFKA_RETRY)
+                        see_group(s, t->topic, id, t->partition_cnt);
+                else if (n.kind == KAFKA_DEAD)
                         snprintf(s->dead[s->n_dead++], sizeof s->dead[0], "%s", t->topic);
-                om_buf_deinit(&name);
-                om_buf_deinit(&agent);
         }
-        sort(b, s);
-        return 0;
+        name_all(b, s);
+        return sort(s);
 }
 
 int kafka_watermarks(struct om_bus *b, rd_kafka_topic_partition_list_t *ends, rd_kafka_topic_partition_list_t *begins, struct om_error *e) {

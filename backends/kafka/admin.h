@@ -14,6 +14,7 @@ struct seen_part {
 };
 struct seen_group {
         char kname[KAFKA_NAME_MAX + 1]; /* first */
+        uint64_t topic_id;              /* kafka_name_id() */
         struct om_span topic, agent;    /* in the arena */
         int n_parts;
         struct seen_part *parts;
@@ -21,6 +22,7 @@ struct seen_group {
 };
 struct seen_topic {
         char kname[KAFKA_NAME_MAX + 1]; /* first */
+        uint64_t topic_id;
         struct om_span topic;
         int n_parts;
         int64_t *low, *high;
@@ -47,9 +49,10 @@ struct seen {
         size_t n_groups;
         char (*dead)[KAFKA_NAME_MAX + 1]; /* dead-letter topics */
         size_t n_dead;
+        bool names; /* there is a topic of names */
 };
-typedef bool kafka_wanted_fn(const void *ctx, struct om_span topic);
-bool kafka_is_topic(const void *ctx, struct om_span topic); /* ctx: struct om_span, the one; or any */
+typedef bool kafka_wanted_fn(const void *ctx, uint64_t topic_id);
+bool kafka_is_topic(const void *ctx, uint64_t topic_id); /* ctx: struct om_span, the one; or any */
 /* The topics that are wanted, and their groups. All that is wanted is asked for at once: that takes as many requests as one does. */
 int kafka_look(
         struct om_bus *b, kafka_wanted_fn *wanted, const void *ctx, const struct snapshot *snap, struct seen *ret, struct om_error *e);
@@ -84,6 +87,14 @@ const rd_kafka_topic_partition_t *kafka_in_list(const rd_kafka_topic_partition_l
 int kafka_watermarks(struct om_bus *b, rd_kafka_topic_partition_list_t *ends, rd_kafka_topic_partition_list_t *begins, struct om_error *e);
 int kafka_delete_topics(struct om_bus *b, const char *const *knames, size_t n, size_t *ret_deleted, struct om_error *e);
 int kafka_delete_records(struct om_bus *b, rd_kafka_topic_partition_list_t *before, struct om_error *e);
+
+/* The whole of a name that was cut, NULL: not known. `read`: what others have written since is read for it. */
+struct whole_name {
+        UT_hash_handle hh;
+        char kname[KAFKA_NAME_MAX + 1], topic[OM_TOPIC_MAX + 1], agent[OM_NAME_MAX + 1];
+};
+const struct whole_name *kafka_whole_name(struct om_bus *b, const char *kname, bool read);
+void kafka_whole_name_note(struct om_bus *b, const char *kname, struct om_span topic, struct om_span agent); /* written if it was cut */
 
 /* Dead letters of one group, brought up to what its topic holds now. */
 struct dead_entry {

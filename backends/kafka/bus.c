@@ -207,6 +207,7 @@ void kafka_bus_let_go(struct om_bus *b) {
 
 static void bus_destroy(struct om_bus *b) {
         kafka_dead_free(b);
+        kafka_whole_names_free(b);
         kafka_topics_free(b);
         bus_free(b);
 }

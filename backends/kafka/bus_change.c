@@ -281,14 +281,12 @@ static void deleted(struct change *c) {
                 if (om_span_is(c->topic, g->topic) && (c->type == OM_CHANGE_DELETE_TOPIC || om_span_is(c->agent, g->agent)))
                         kafka_group_gone(g);
         for (struct topic *t = b->topics; t; t = t->hh.next) {
-                enum kafka_kind kind;
-                struct om_buf topic = OM_BUF_INIT, agent = OM_BUF_INIT;
+                struct kafka_named n;
 
-                if (kafka_name_read(t->kname, b->settings.prefix, &kind, &topic, &agent) && om_span_eq(om_buf_span(&topic), c->topic) &&
-                        (c->type == OM_CHANGE_DELETE_TOPIC || kind != KAFKA_LOG))
+                if (kafka_name_read(t->kname, b->settings.prefix, &n) && n.topic.p &&
+                        kafka_name_id_written(n.topic) == kafka_name_id(c->topic) &&
+                        (c->type == OM_CHANGE_DELETE_TOPIC || n.kind != KAFKA_LOG))
                         kafka_topic_forget(t);
-                om_buf_deinit(&topic);
-                om_buf_deinit(&agent);
         }
         change_over(c, 0, NULL, c->type == OM_CHANGE_DELETE_TOPIC ? c->done : 1);
 }
@@ -392,6 +390,8 @@ static int make(struct change *c, struct om_error *e) {
                 r = m.status;
         }
         c->partitions = m.partitions;
+        if (r == 0)
+                kafka_whole_name_note(c->job.bus, c->log, c->topic, OM_SPAN(""));
         return r;
 }
 

@@ -273,6 +273,7 @@ int kafka_bus_subscribe(struct om_bus *b, struct om_bus_subscribe *op, struct om
         snprintf(s->agent, sizeof s->agent, "%.*s", OM_PRI(op->agent));
         s->opening = (struct opening){ .log = kafka_topic_get(b, KAFKA_LOG, op->topic, OM_SPAN_NONE),
                 .retry = kafka_topic_get(b, KAFKA_RETRY, op->topic, op->agent),
+                .agent = s->agent,
                 .start = op->start,
                 .start_ms = op->start_ms,
                 .done = opened };

@@ -190,6 +190,17 @@ static void find_starts(struct batch *t) {
         rd_kafka_topic_partition_list_destroy(lists[1]);
 }
 
+static void note_names(struct batch *t) {
+        for (size_t i = 0; i < t->n; i++) {
+                const struct opening *o = t->of[i];
+
+                if (o->status < 0)
+                        continue;
+                kafka_whole_name_note(t->call.bus, o->log->kname, om_span_of(o->log->name), OM_SPAN(""));
+                kafka_whole_name_note(t->call.bus, o->retry->kname, om_span_of(o->log->name), om_span_of(o->agent));
+        }
+}
+
 static int open_all(struct batch *t, struct om_error *e) {
         struct seen s;
         int r = look(t->call.bus, &s, e);
@@ -204,6 +215,7 @@ static int open_all(struct batch *t, struct om_error *e) {
                 widen(t->call.bus, t->of[i], &s);
         if (r == 0) {
                 kafka_seen_deinit(&s);
+                note_names(t);
                 find_starts(t);
         }
         return r;

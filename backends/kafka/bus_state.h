@@ -101,6 +101,7 @@ void kafka_topics_free(struct om_bus *b);
 /* On a worker. Makes topics: 0 or a negative errno for each; *ret_made, may be NULL, whether it was not there. */
 struct making {
         const char *kname;
+        struct om_span topic; /* KAFKA_LOG: its whole name */
         enum kafka_kind kind;
         int partitions;
         bool made;
@@ -163,6 +164,7 @@ int kafka_error(rd_kafka_resp_err_t err, const char *text, const char *what, str
 /* A group that is about to be served, made on the brokers where it is not there. */
 struct opening {
         struct topic *log, *retry;
+        const char *agent;
         enum om_start start;
         int64_t start_ms;
         void (*done)(struct opening *o);
@@ -378,6 +380,7 @@ void kafka_txn_recover(struct om_bus *b);
 struct dead_topic;
 void kafka_dead_forget(struct om_bus *b, const char *kname);
 void kafka_dead_free(struct om_bus *b);
+void kafka_whole_names_free(struct om_bus *b);
 /* The text of a dead letter, and the place of its message, which is its key. */
 void kafka_letter(struct om_buf *out, const struct om_dead_letter *l, const struct delivery *d, char *ret_place, size_t size);
 int kafka_bus_query(struct om_bus *b, struct om_bus_query *op, struct om_error *e);
@@ -452,8 +455,11 @@ struct om_bus {
         int64_t catch_up_from_ms;           /* groups are not given more partitions before */
         bool transacted, recover;           /* our name was used for transactions; one of a life before may be open */
         struct verdict *sending;            /* whose letter or outputs are on their way */
-        struct dead_topic *dead;            /* the worker's of calls */
-        struct revocation *revocations;     /* posted */
+        struct dead_topic *dead;            /* the worker's of calls, and so are these */
+        struct whole_name *whole_names;
+        int64_t whole_next;             /* read up to here */
+        bool whole_there;               /* their topic */
+        struct revocation *revocations; /* posted */
 
         bool ending; /* closing, while what is ours is let go of */
         int64_t ending_by_ms;

@@ -7,7 +7,7 @@
  *
  * Loop thread, but for kafka_make_topics().
  */
-#include "bus_state.h"
+#include "admin.h"
 
 enum { TOPICS_MAX = 100 }; /* of one request: brokers take some milliseconds for each */
 
@@ -64,7 +64,7 @@ static rd_kafka_NewTopic_t *new_topic(struct om_bus *b, const struct making *m) 
         if (!t)
                 return NULL;
         snprintf(bytes, sizeof bytes, "%lld", (long long) b->settings.max_message_bytes);
-        rd_kafka_NewTopic_set_config(t, "cleanup.policy", "delete");
+        rd_kafka_NewTopic_set_config(t, "cleanup.policy", m->kind == KAFKA_NAMES ? "compact" : "delete");
         rd_kafka_NewTopic_set_config(t, "retention.ms", m->kind == KAFKA_WAKE ? "3600000" : "-1");
         rd_kafka_NewTopic_set_config(t, "retention.bytes", "-1");
         rd_kafka_NewTopic_set_config(t, "max.message.bytes", bytes);
@@ -163,6 +163,9 @@ static void need_run(struct call *c) {
         struct need *n = (struct need *) c;
 
         c->status = kafka_make_topics(c->bus, n->making, n->n, &c->error);
+        for (size_t i = 0; i < n->n && c->status == 0; i++)
+                if (n->making[i].kind == KAFKA_LOG && n->making[i].status == 0)
+                        kafka_whole_name_note(c->bus, n->making[i].kname, n->making[i].topic, OM_SPAN(""));
 }
 
 static void tell(struct topic *t, int status, const struct om_error *e) {
@@ -206,6 +209,7 @@ static void needs_go(struct om_post *post) {
                         if (t->state == TOPIC_MAKING && !t->asked) {
                                 n->topics[n->n] = t;
                                 n->making[n->n++] = (struct making){ .kname = t->kname,
+                                        .topic = om_span_of(t->name),
                                         .kind = t->kind,
                                         .partitions = t->kind == KAFKA_LOG ? (int) b->settings.partitions : 1 };
                                 t->asked = true;

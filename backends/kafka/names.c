@@ -2,17 +2,22 @@
 /* Names on the brokers: see names.h. What is true: encoding is injective (for names that are cut: up to a hash of 64 bits), and what it
  * makes is always legal. */
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "names.h"
 
+enum { HASH_LEN = 3 + 16 };
+
 static const char hex[] = "0123456789ABCDEF";
+
+#define CUT "-._"
 
 static bool plain(unsigned char c) {
         return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
 }
 
 /* FNV-1a (http://www.isthe.com/chongo/tech/comp/fnv/). */
-static uint64_t fnv(struct om_span s) {
+uint64_t kafka_name_id(struct om_span s) {
         uint64_t h = 0xcbf29ce484222325u;
 
         for (size_t i = 0; i < s.len; i++)
@@ -21,7 +26,6 @@ static uint64_t fnv(struct om_span s) {
 }
 
 void kafka_name_encode(struct om_buf *b, struct om_span text, size_t max) {
-        enum { HASH_LEN = 3 + 16 };
         size_t start = b->len;
 
         for (size_t i = 0; i < text.len; i++) {
@@ -38,7 +42,7 @@ void kafka_name_encode(struct om_buf *b, struct om_span text, size_t max) {
                 b->len = start + max - HASH_LEN;
                 while (b->len > start && (b->data[b->len - 1] == '.' || b->data[b->len - 1] == '-'))
                         b->len--; /* no mark that is cut in half, no `..` */
-                om_buf_printf(b, "-._%016llx", (unsigned long long) fnv(text));
+                om_buf_printf(b, CUT "%016llx", (unsigned long long) kafka_name_id(text));
         }
 }
 
@@ -68,7 +72,27 @@ bool kafka_name_decode(struct om_buf *b, struct om_span name) {
         return true;
 }
 
-static const char *const kinds[] = { "", "omni-retry..", "omni-dlq..", "omni-wake" };
+bool kafka_name_is_cut(struct om_span written) {
+        return written.len > HASH_LEN && memcmp(written.p + written.len - HASH_LEN, CUT, sizeof CUT - 1) == 0;
+}
+
+uint64_t kafka_name_id_written(struct om_span written) {
+        struct om_buf text = OM_BUF_INIT;
+        char hash[17];
+        uint64_t id;
+
+        if (kafka_name_is_cut(written)) {
+                snprintf(hash, sizeof hash, "%.16s", written.p + written.len - 16);
+                return strtoull(hash, NULL, 16);
+        }
+        id = kafka_name_decode(&text, written) && om_buf_ok(&text) ? kafka_name_id(om_buf_span(&text)) : 0;
+        om_buf_deinit(&text);
+        return id;
+}
+
+static const char *const kinds[] = { "", "omni-retry..", "omni-dlq..", "omni-wake", "omni-names" };
+
+static bool is_one(enum kafka_kind kind) { return kind == KAFKA_WAKE || kind == KAFKA_NAMES; }
 
 bool kafka_name(char out[KAFKA_NAME_MAX + 1], const char *prefix, enum kafka_kind kind, struct om_span topic, struct om_span agent) {
         struct om_buf b = OM_BUF_INIT;
@@ -77,7 +101,7 @@ bool kafka_name(char out[KAFKA_NAME_MAX + 1], const char *prefix, enum kafka_kin
         if (*prefix)
                 om_buf_printf(&b, "%s.", prefix);
         om_buf_puts(&b, kinds[kind]);
-        if (kind != KAFKA_WAKE)
+        if (!is_one(kind))
                 kafka_name_encode(&b, topic, kind == KAFKA_LOG ? KAFKA_TOPIC_PART : KAFKA_GROUP_PART);
         if (kind == KAFKA_RETRY || kind == KAFKA_DEAD) {
                 om_buf_lit(&b, "..");
@@ -90,29 +114,48 @@ bool kafka_name(char out[KAFKA_NAME_MAX + 1], const char *prefix, enum kafka_kin
         return ok;
 }
 
-bool kafka_name_read(const char *name, const char *prefix, enum kafka_kind *ret_kind, struct om_buf *topic, struct om_buf *agent) {
+void kafka_name_dead_of(char out[KAFKA_NAME_MAX + 1], const char *prefix, const char *retry) {
+        size_t n = *prefix ? strlen(prefix) + 1 : 0;
+
+        snprintf(out, KAFKA_NAME_MAX + 1, "%.*s%s%s", (int) n, retry, kinds[KAFKA_DEAD], retry + n + strlen(kinds[KAFKA_RETRY]));
+}
+
+/* What decodes, so that it was made by us or could have been. */
+static bool is_written(struct om_span part) {
+        struct om_buf text = OM_BUF_INIT;
+        bool ok = kafka_name_decode(&text, part);
+
+        om_buf_deinit(&text);
+        return ok && part.len > 0;
+}
+
+bool kafka_name_read(const char *name, const char *prefix, struct kafka_named *ret) {
         size_t n = strlen(prefix);
         const char *part;
 
         if (n && (strncmp(name, prefix, n) != 0 || name[n] != '.'))
                 return false;
         name += n ? n + 1 : 0;
-        if (strcmp(name, kinds[KAFKA_WAKE]) == 0) {
-                *ret_kind = KAFKA_WAKE;
-                return true;
-        }
+        *ret = (struct kafka_named){ .topic = OM_SPAN_NONE, .agent = OM_SPAN_NONE };
+        for (enum kafka_kind k = KAFKA_WAKE; k <= KAFKA_NAMES; k++)
+                if (strcmp(name, kinds[k]) == 0) {
+                        ret->kind = k;
+                        return true;
+                }
         for (enum kafka_kind k = KAFKA_RETRY; k <= KAFKA_DEAD; k++) {
                 size_t len = strlen(kinds[k]);
 
                 if (strncmp(name, kinds[k], len) != 0)
                         continue;
                 part = strstr(name + len, "..");
-                *ret_kind = k;
-                return part && kafka_name_decode(topic, (struct om_span){ name + len, (size_t) (part - name) - len }) &&
-                        kafka_name_decode(agent, om_span_of(part + 2));
+                ret->kind = k;
+                ret->topic = (struct om_span){ name + len, part ? (size_t) (part - name) - len : 0 };
+                ret->agent = om_span_of(part ? part + 2 : "");
+                return is_written(ret->topic) && is_written(ret->agent);
         }
-        *ret_kind = KAFKA_LOG;
+        ret->kind = KAFKA_LOG;
+        ret->topic = om_span_of(name);
         /* `..` is in no topic's name: that is a group of another prefix. */
-        return strncmp(name, "__", 2) != 0 && !strstr(name, "..") && !strstr(name, ".omni-wake") &&
-                kafka_name_decode(topic, om_span_of(name)) && topic->len > 0;
+        return strncmp(name, "__", 2) != 0 && !strstr(name, "..") && !strstr(name, ".omni-wake") && !strstr(name, ".omni-names") &&
+                is_written(ret->topic);
 }

@@ -12,11 +12,14 @@
  *                         being there, that the group is; as many partitions as T, and who is given one of them serves T's
  *   x.omni-dlq..T..A      its dead letters
  *   x.omni-wake           nothing that is kept: messages to it end a fetch that waits
+ *   x.omni-names          the whole of names that were cut: compacted (bus_names.c)
  *
  * What a name cannot hold is written -.XX (hexadecimal), and so are a `.` at either end or behind another `.`, and the `-` of a "-." that
- * the topic itself has. So `..` is never in T or A and parts them. A name that would be too long is cut and ends with "-.~"-like mark
+ * the topic itself has. So `..` is never in T or A and parts them. A name that would be too long is cut and ends with the mark
  * `-._` and a hash of the whole.
  */
+#include <stdint.h>
+
 #include "../../proto/buf.h"
 
 enum {
@@ -30,11 +33,22 @@ void kafka_name_encode(struct om_buf *b, struct om_span text, size_t max);
  * it is. */
 bool kafka_name_decode(struct om_buf *b, struct om_span name);
 
-enum kafka_kind { KAFKA_LOG, KAFKA_RETRY, KAFKA_DEAD, KAFKA_WAKE };
-/* Zero-terminated, in `out`. `agent` for KAFKA_RETRY and KAFKA_DEAD, neither for KAFKA_WAKE. False: out of memory. */
+enum kafka_kind { KAFKA_LOG, KAFKA_RETRY, KAFKA_DEAD, KAFKA_WAKE, KAFKA_NAMES };
+/* Zero-terminated, in `out`. `agent` for KAFKA_RETRY and KAFKA_DEAD, neither for KAFKA_WAKE and KAFKA_NAMES. False: out of memory. */
 bool kafka_name(char out[KAFKA_NAME_MAX + 1], const char *prefix, enum kafka_kind kind, struct om_span topic, struct om_span agent);
-/* What it is that has this name under the prefix; topic and agent decoded behind one another in `b`. False: another program's, or of
- * another prefix. Without a prefix, every other name is a topic. */
-bool kafka_name_read(const char *name, const char *prefix, enum kafka_kind *ret_kind, struct om_buf *topic, struct om_buf *agent);
+/* What it is that has this name under the prefix; topic and agent as they are written, in the name. False: another program's, or of another
+ * prefix. Without a prefix, every other name is a topic. */
+struct kafka_named {
+        enum kafka_kind kind;
+        struct om_span topic, agent;
+};
+bool kafka_name_read(const char *name, const char *prefix, struct kafka_named *ret);
+/* The name of the same group's dead letters. */
+void kafka_name_dead_of(char out[KAFKA_NAME_MAX + 1], const char *prefix, const char *retry);
+bool kafka_name_is_cut(struct om_span written);
+/* A hash of the text: of one that is written, and cut or not, the same as of the text. The part of a group's name that is its topic may be
+ * cut where the topic's name is not. */
+uint64_t kafka_name_id(struct om_span text);
+uint64_t kafka_name_id_written(struct om_span written); /* 0: out of memory */
 
 #endif

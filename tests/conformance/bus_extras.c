@@ -33,18 +33,18 @@ static void count_ended(omni_client *c, const char *method, const char *params, 
 
 static void delete_and_recreate(void) {
         rig_up(NULL);
-        const char *t = topic("t");
-        struct worker *stays = serve(t, "stays", act_ack), *gone = serve(t, "gone", act_hold);
+        const char *t = long_name(topic("t")), *g = long_name("gone");
+        struct worker *stays = serve(t, "stays", act_ack), *gone = serve(t, g, act_hold);
         omni_on_notification(gone->client, count_ended, NULL);
         publish_numbers(t, 0, 30);
         MUST(UNTIL(stays->acked == 30 && gone->n == 10, 10000), "%ld and %zu", stays->acked, gone->n);
-        rpc(rig_client, "agent.delete", "{s:s,s:s}", "topic", t, "name", "gone");
+        rpc(rig_client, "agent.delete", "{s:s,s:s}", "topic", t, "name", g);
         MUST(UNTIL(ended == 1, 5000), "its worker is not told");
         json_t *none;
-        MUST_BE(rpc_try(rig_client, &none, "agent.get", "{s:s,s:s}", "topic", t, "name", "gone"), -ENOENT);
-        MUST_BE(rpc_try(rig_client, &none, "agent.delete", "{s:s,s:s}", "topic", t, "name", "gone"), -ENOENT);
+        MUST_BE(rpc_try(rig_client, &none, "agent.get", "{s:s,s:s}", "topic", t, "name", g), -ENOENT);
+        MUST_BE(rpc_try(rig_client, &none, "agent.delete", "{s:s,s:s}", "topic", t, "name", g), -ENOENT);
         MUST_BE(topic_n(t, "depth"), 0);
-        struct worker *anew = serve(t, "gone", act_ack);
+        struct worker *anew = serve(t, g, act_ack);
         publish_numbers(t, 30, 5);
         MUST(UNTIL(anew->acked == 5 && stays->acked == 35, 10000), "%ld and %ld", anew->acked, stays->acked);
         serve_for(200);
@@ -54,17 +54,17 @@ static void delete_and_recreate(void) {
         /* A whole topic, dead letters and all. */
         anew->act = act_fail_for_good;
         publish_numbers(t, 35, 3);
-        MUST(UNTIL_SLOWLY(group_n(t, "gone", "dead") == 3, 10000), "no dead letters");
+        MUST(UNTIL_SLOWLY(group_n(t, g, "dead") == 3, 10000), "no dead letters");
         json_t *r = rpc(rig_client, "topic.delete", "{s:s,s:b}", "topic", t, "delete_dead_letters", 1);
         MUST_BE(num(r, "agents"), 2);
         MUST_BE(rpc_try(rig_client, &none, "topic.delete", "{s:s}", "topic", t), -ENOENT);
         MUST_BE(topic_n(t, "published"), 0);
         publish_numbers(t, 100, 2);
-        struct worker *fresh = serve(t, "gone", act_ack);
+        struct worker *fresh = serve(t, g, act_ack);
         MUST(UNTIL(fresh->acked == 2, 10000), "%ld of 2 after recreating", fresh->acked);
         serve_for(200);
         MUST(fresh->n == 2 && fresh->seen[0].attempt == 1, "%zu deliveries after recreating", fresh->n);
-        MUST_BE(json_array_size(dead_letters(t, "gone")), 0);
+        MUST_BE(json_array_size(dead_letters(t, g)), 0);
         MUST_BE(topic_n(t, "published"), 2);
 }
 
@@ -278,17 +278,17 @@ static void expect(const char *t, const char *agent, struct counts c, const char
 /* 4 acknowledged, 2 dead, 3 between retries, 5 with the worker, 6 not delivered: 20 of one group; nothing done by the other. */
 static void statistics(void) {
         rig_up(NULL);
-        const char *t = topic("t");
-        omni_agent_options o = agent_options(t, "a");
+        const char *t = long_name(topic("t")), *a = long_name("a"), *idle_name = long_name("idle");
+        omni_agent_options o = agent_options(t, a);
         o.prefetch = 5;
-        struct worker *w = serve_with(&o, by_content), *idle = serve(t, "idle", act_hold);
+        struct worker *w = serve_with(&o, by_content), *idle = serve(t, idle_name, act_hold);
         omni_agent_unregister(idle->agent);
         publish_numbers(t, 0, 20);
         MUST(UNTIL(w->acked == 4 && w->n_held == 5, 10000), "%ld acknowledged, %zu held", w->acked, w->n_held);
         serve_for(100);
         const struct counts busy = { 6, 5, 3, 2, 6 }, none = { 20, 0, 0, 0, 0 }, unserved = { 11, 0, 3, 2, 6 };
-        expect(t, "a", busy, "with a worker");
-        expect(t, "idle", none, "with a worker");
+        expect(t, a, busy, "with a worker");
+        expect(t, idle_name, none, "with a worker");
         MUST_BE(topic_n(t, "depth"), 20); /* the other group needs them all */
         MUST_BE(topic_n(t, "published"), 20);
         MUST_BE(topic_n(t, "groups"), 2);
@@ -299,15 +299,15 @@ static void statistics(void) {
                 "the totals are %s", dump(at(s, "totals")));
         omni_agent_unregister(w->agent);
         serve_for(100);
-        expect(t, "a", unserved, "without a worker");
+        expect(t, a, unserved, "without a worker");
         om_test_daemon_restart(rig_daemon);
-        expect(t, "a", unserved, "after a restart");
+        expect(t, a, unserved, "after a restart");
         om_test_daemon_kill9(rig_daemon);
         om_test_daemon_up(rig_daemon);
-        expect(t, "a", unserved, "after a kill");
-        expect(t, "idle", none, "after a kill");
+        expect(t, a, unserved, "after a kill");
+        expect(t, idle_name, none, "after a kill");
         MUST_BE(topic_n(t, "depth"), 20);
-        rpc(rig_client, "agent.delete", "{s:s,s:s}", "topic", t, "name", "idle");
+        rpc(rig_client, "agent.delete", "{s:s,s:s}", "topic", t, "name", idle_name);
         MUST_BE(topic_n(t, "depth"), 14); /* 6 finished or dead */
 }
 

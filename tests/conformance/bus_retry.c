@@ -104,17 +104,16 @@ static void no_retry(void) {
 
 /* -- working with dead letters -------------------------------------------------------------------------------------------------------- */
 
-static void walk_pages(const char *t, size_t expected) {
+static void walk_pages(const char *t, const char *a, size_t expected) {
         char *cursor = NULL;
         size_t n = 0, i;
         do {
-                json_t *page = rpc(rig_client, "dlq.list", "{s:s,s:s,s:i,s:s*}", "topic", t, "agent", "a", "limit", 10, "cursor", cursor),
-                       *d;
+                json_t *page = rpc(rig_client, "dlq.list", "{s:s,s:s,s:i,s:s*}", "topic", t, "agent", a, "limit", 10, "cursor", cursor), *d;
                 MUST(json_array_size(at(page, "dead_letters")) <= 10, "a page is larger than the limit");
                 json_array_foreach(at(page, "dead_letters"), i, d) {
                         MUST(num(d, "task.payload.content") == (int) n, "dead letter %zu is of task %s: not oldest first", n,
                                 dump(at(d, "task.payload")));
-                        json_t *got = rpc(rig_client, "dlq.get", "{s:s,s:s,s:s}", "topic", t, "agent", "a", "id", str(d, "id"));
+                        json_t *got = rpc(rig_client, "dlq.get", "{s:s,s:s,s:s}", "topic", t, "agent", a, "id", str(d, "id"));
                         MUST(json_equal(got, d), "dlq.get says %s, dlq.list %s", dump(got), dump(d));
                         n++;
                 }
@@ -126,31 +125,31 @@ static void walk_pages(const char *t, size_t expected) {
 static void dead_letters_by_hand(void) {
         enum { N = 25 };
         rig_up(NULL);
-        const char *t = topic("t");
-        omni_agent_options o = agent_options(t, "a");
+        const char *t = long_name(topic("t")), *a = long_name("a");
+        omni_agent_options o = agent_options(t, a);
         o.prefetch = 1; /* the letters in the order of the tasks */
         o.dlq_retry_limit = 1;
-        struct worker *w = serve_with(&o, act_fail_for_good), *other = serve(t, "other", act_ack);
+        struct worker *w = serve_with(&o, act_fail_for_good), *other = serve(t, long_name("other"), act_ack);
         publish_numbers(t, 0, N);
-        MUST(UNTIL_SLOWLY(group_n(t, "a", "dead") == N, 10000), "%lld of %d dead letters", (long long) group_n(t, "a", "dead"), N);
+        MUST(UNTIL_SLOWLY(group_n(t, a, "dead") == N, 10000), "%lld of %d dead letters", (long long) group_n(t, a, "dead"), N);
         MUST(UNTIL(other->acked == N, 10000), "the other group has %ld", other->acked);
-        walk_pages(t, N);
+        walk_pages(t, a, N);
         json_t *none;
-        MUST_BE(rpc_try(rig_client, &none, "dlq.get", "{s:s,s:s,s:s}", "topic", t, "agent", "a", "id", "no-such-letter"), -ENOENT);
+        MUST_BE(rpc_try(rig_client, &none, "dlq.get", "{s:s,s:s,s:s}", "topic", t, "agent", a, "id", "no-such-letter"), -ENOENT);
 
         /* One: to this group alone, attempts anew: its first failure has the retry again. */
-        const char *fifth = str(json_array_get(dead_letters(t, "a"), 5), "id");
+        const char *fifth = str(json_array_get(dead_letters(t, a), 5), "id");
         w->act = act_fail;
-        json_t *r = rpc(rig_client, "dlq.replay", "{s:s,s:s,s:[s]}", "topic", t, "agent", "a", "ids", fifth);
+        json_t *r = rpc(rig_client, "dlq.replay", "{s:s,s:s,s:[s]}", "topic", t, "agent", a, "ids", fifth);
         MUST_BE(num(r, "replayed"), 1);
-        MUST(UNTIL_SLOWLY(group_n(t, "a", "dead") == N && w->n == N + 2, 10000), "%zu deliveries, %lld dead", w->n,
-                (long long) group_n(t, "a", "dead"));
+        MUST(UNTIL_SLOWLY(group_n(t, a, "dead") == N && w->n == N + 2, 10000), "%zu deliveries, %lld dead", w->n,
+                (long long) group_n(t, a, "dead"));
         MUST(strcmp(w->seen[N].content, "5") == 0 && w->seen[N].attempt == 1 && w->seen[N + 1].attempt == 2,
                 "task %s with attempt %d, then %d", w->seen[N].content, w->seen[N].attempt, w->seen[N + 1].attempt);
 
         /* All. */
         w->act = act_ack;
-        r = rpc(rig_client, "dlq.replay", "{s:s,s:s,s:b}", "topic", t, "agent", "a", "all", 1);
+        r = rpc(rig_client, "dlq.replay", "{s:s,s:s,s:b}", "topic", t, "agent", a, "all", 1);
         MUST_BE(num(r, "replayed"), N);
         MUST(UNTIL(w->acked == N, 10000), "%ld of %d replayed and acknowledged", w->acked, N);
         for (size_t i = N + 2; i < w->n; i++)
@@ -158,19 +157,19 @@ static void dead_letters_by_hand(void) {
         serve_for(200);
         MUST_BE(w->n, N + 2 + N);
         MUST(other->n == N, "the other group got %zu tasks replayed that are not its own", other->n - N);
-        MUST_BE(group_n(t, "a", "dead"), 0);
+        MUST_BE(group_n(t, a, "dead"), 0);
 
         w->act = act_fail_for_good;
         publish_numbers(t, 0, 4);
-        MUST(UNTIL_SLOWLY(group_n(t, "a", "dead") == 4, 10000), "not dead again");
-        r = rpc(rig_client, "dlq.purge", "{s:s,s:s,s:[s]}", "topic", t, "agent", "a", "ids",
-                str(json_array_get(dead_letters(t, "a"), 0), "id"));
+        MUST(UNTIL_SLOWLY(group_n(t, a, "dead") == 4, 10000), "not dead again");
+        r = rpc(rig_client, "dlq.purge", "{s:s,s:s,s:[s]}", "topic", t, "agent", a, "ids",
+                str(json_array_get(dead_letters(t, a), 0), "id"));
         MUST_BE(num(r, "purged"), 1);
-        MUST_BE(json_array_size(dead_letters(t, "a")), 3);
-        r = rpc(rig_client, "dlq.purge", "{s:s,s:s,s:b}", "topic", t, "agent", "a", "all", 1);
+        MUST_BE(json_array_size(dead_letters(t, a)), 3);
+        r = rpc(rig_client, "dlq.purge", "{s:s,s:s,s:b}", "topic", t, "agent", a, "all", 1);
         MUST_BE(num(r, "purged"), 3);
-        MUST_BE(json_array_size(dead_letters(t, "a")), 0);
-        MUST_BE(group_n(t, "a", "dead"), 0);
+        MUST_BE(json_array_size(dead_letters(t, a)), 0);
+        MUST_BE(group_n(t, a, "dead"), 0);
 }
 
 const struct conf_case conf_bus_retry[] = {

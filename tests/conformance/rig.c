@@ -62,6 +62,13 @@ void rig_bus_parameter(const char *parameter) { bus_parameter = parameter; }
 
 const char *topic(const char *name) { return rig_text("%s.%s", conf_run.tag, name); }
 
+const char *long_name(const char *name) {
+        char *text = rig_text("%*s", LONG_NAME_BYTES, name);
+        for (size_t i = 0; i + 3 + strlen(name) < LONG_NAME_BYTES; i += 3)
+                memcpy(text + i, "\u8a9e", 3);
+        return text;
+}
+
 /* -- the daemon --------------------------------------------------------------------------------------------------------------- */
 
 static void learn_capabilities(void) {

@@ -92,6 +92,9 @@ json_t *dead_letters(const char *topic, const char *agent);              /* all:
 
 /* -- publishing ------------------------------------------------------------------------------------------------------------- */
 
+enum { LONG_NAME_BYTES = 200 };
+/* As long as a name of a topic or an agent may be, of characters that few servers take in theirs; two differ at the end only. */
+const char *long_name(const char *name);
 const char *topic(const char *name); /* a topic of this case alone */
 /* What is answered `unavailable` is published again, as is told, for five seconds; the bus may hold both, so tasks want an id of their
  * caller's where they are counted. */

@@ -22,15 +22,16 @@ static bool is_legal(const char *s) {
 
 static void name_is(const char *topic, size_t len, const char *expected) {
         char name[KAFKA_NAME_MAX + 1];
-        struct om_buf back = OM_BUF_INIT, agent = OM_BUF_INIT;
-        enum kafka_kind kind;
+        struct om_buf back = OM_BUF_INIT;
+        struct kafka_named read;
         ck_assert(kafka_name(name, "", KAFKA_LOG, (struct om_span){ topic, len }, OM_SPAN_NONE));
         ck_assert_str_eq(name, expected);
-        ck_assert(kafka_name_read(name, "", &kind, &back, &agent));
-        ck_assert_int_eq(kind, KAFKA_LOG);
+        ck_assert(kafka_name_read(name, "", &read) && kafka_name_decode(&back, read.topic));
+        ck_assert_int_eq(read.kind, KAFKA_LOG);
+        ck_assert(!kafka_name_is_cut(read.topic));
+        ck_assert_uint_eq(kafka_name_id_written(read.topic), kafka_name_id((struct om_span){ topic, len }));
         ck_assert(om_span_eq(om_buf_span(&back), (struct om_span){ topic, len }));
         om_buf_deinit(&back);
-        om_buf_deinit(&agent);
 }
 
 START_TEST(test_topics_are_the_names_that_other_programs_use) {
@@ -59,15 +60,16 @@ START_TEST(test_any_topic_and_agent_make_legal_names_that_read_back) {
                 }
                 struct om_span t = { topic, n[0] }, a = { agent, n[1] };
                 struct om_buf bt = OM_BUF_INIT, ba = OM_BUF_INIT;
-                enum kafka_kind kind;
+                struct kafka_named read;
                 ck_assert(kafka_name(name, "x", round % 2 ? KAFKA_RETRY : KAFKA_DEAD, t, a));
                 ck_assert_msg(is_legal(name), "%s", name);
-                ck_assert(kafka_name_read(name, "x", &kind, &bt, &ba));
-                ck_assert_int_eq(kind, round % 2 ? KAFKA_RETRY : KAFKA_DEAD);
+                ck_assert(kafka_name_read(name, "x", &read) && kafka_name_decode(&bt, read.topic) && kafka_name_decode(&ba, read.agent));
+                ck_assert_int_eq(read.kind, round % 2 ? KAFKA_RETRY : KAFKA_DEAD);
+                ck_assert_uint_eq(kafka_name_id_written(read.topic), kafka_name_id(t));
                 ck_assert_msg(om_span_eq(om_buf_span(&bt), t) && om_span_eq(om_buf_span(&ba), a), "%s", name);
                 om_buf_deinit(&bt);
                 om_buf_deinit(&ba);
-                ck_assert(!kafka_name_read(name, "y", &kind, &bt, &ba));
+                ck_assert(!kafka_name_read(name, "y", &read));
         }
 }
 END_TEST
@@ -92,16 +94,38 @@ START_TEST(test_names_too_long_are_cut_and_stay_apart) {
 }
 END_TEST
 
+/* A group's topic part is cut at fewer characters than its topic's name. */
+START_TEST(test_what_was_cut_has_the_same_id) {
+        char text[OM_TOPIC_MAX], name[KAFKA_NAME_MAX + 1], dead[KAFKA_NAME_MAX + 1];
+        struct kafka_named log, retry;
+        bool cut = false, group_cut = false;
+        memset(text, 'a', sizeof text);
+        for (size_t n = 1; n <= sizeof text; n++) {
+                struct om_span topic = { text, n };
+                text[n - 1] = n % 5 ? 'a' : ' ';
+                ck_assert(kafka_name(name, "x", KAFKA_LOG, topic, OM_SPAN_NONE) && kafka_name_read(name, "x", &log));
+                ck_assert_uint_eq(kafka_name_id_written(log.topic), kafka_name_id(topic));
+                cut = kafka_name_is_cut(log.topic);
+                ck_assert(kafka_name(name, "x", KAFKA_RETRY, topic, topic) && kafka_name_read(name, "x", &retry));
+                ck_assert_uint_eq(kafka_name_id_written(retry.topic), kafka_name_id(topic));
+                group_cut = kafka_name_is_cut(retry.topic);
+                ck_assert_int_eq(kafka_name_is_cut(retry.agent), group_cut);
+                kafka_name_dead_of(dead, "x", name);
+                ck_assert(kafka_name(name, "x", KAFKA_DEAD, topic, topic));
+                ck_assert_str_eq(dead, name);
+        }
+        ck_assert(cut && group_cut);
+}
+END_TEST
+
 START_TEST(test_names_of_other_prefixes_and_of_kafka_are_not_ours) {
-        struct om_buf t = OM_BUF_INIT, a = OM_BUF_INIT;
-        enum kafka_kind kind;
-        ck_assert(!kafka_name_read("__consumer_offsets", "", &kind, &t, &a));
-        ck_assert(!kafka_name_read("x.omni-retry..t..a", "", &kind, &t, &a));
-        ck_assert(!kafka_name_read("x.omni-wake", "", &kind, &t, &a));
-        ck_assert(!kafka_name_read("xy.t", "x", &kind, &t, &a));
-        ck_assert(kafka_name_read("omni-wake", "", &kind, &t, &a) && kind == KAFKA_WAKE);
-        om_buf_deinit(&t);
-        om_buf_deinit(&a);
+        struct kafka_named n;
+        ck_assert(!kafka_name_read("__consumer_offsets", "", &n));
+        ck_assert(!kafka_name_read("x.omni-retry..t..a", "", &n));
+        ck_assert(!kafka_name_read("x.omni-wake", "", &n));
+        ck_assert(!kafka_name_read("xy.t", "x", &n));
+        ck_assert(kafka_name_read("omni-wake", "", &n) && n.kind == KAFKA_WAKE);
+        ck_assert(kafka_name_read("x.omni-names", "x", &n) && n.kind == KAFKA_NAMES);
 }
 END_TEST
 
@@ -261,6 +285,7 @@ int main(void) {
         tcase_add_test(t, test_what_a_name_cannot_hold_is_escaped_and_comes_back);
         tcase_add_test(t, test_any_topic_and_agent_make_legal_names_that_read_back);
         tcase_add_test(t, test_names_too_long_are_cut_and_stay_apart);
+        tcase_add_test(t, test_what_was_cut_has_the_same_id);
         tcase_add_test(t, test_names_of_other_prefixes_and_of_kafka_are_not_ours);
         tcase_add_test(t, test_finished_offsets_are_as_a_flag_each_would_say);
         tcase_add_test(t, test_state_reads_back_from_its_text);
