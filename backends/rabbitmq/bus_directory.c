@@ -20,14 +20,15 @@
  */
 #include "bus_state.h"
 
-enum { PREFETCH = 500, ACK_EVERY = 100, RETRY_MS = 500 };
+enum { PREFETCH = 500, ACK_EVERY = 100, RETRY_MS = 500, HOMELESS_MS = 100, HOMELESS_MAX_MS = 10000 };
 
 struct add {
         struct publication pub; /* first */
         char name[48];
         void (*done)(void *ctx, int status, const struct om_error *e); /* NULL: told */
         void *ctx;
-        bool sent, read;
+        bool sent, read, homeless; /* homeless: to be sent again, until homeless_until_ms */
+        int64_t homeless_until_ms;
         struct add *prev, *next;
 };
 struct directory {
@@ -38,7 +39,7 @@ struct directory {
         uint64_t self, n_adds;
         unsigned unacked;
         bool reading; /* a consumer was asked for */
-        struct event *retry;
+        struct event *retry, *again;
 };
 
 /* -- topics and groups ------------------------------------------------------------------------------------------------ */
@@ -230,11 +231,38 @@ static void add_published(struct publication *p, int status, const char *why) {
         a->sent = false;
         if (status == 0 && !a->read)
                 return; /* it is on its way back */
+        if (status == -ENOENT && !a->read && !p->bus->closing) {
+                const struct timeval tv = { 0, HOMELESS_MS * 1000 };
+
+                if (!a->homeless_until_ms) {
+                        a->homeless_until_ms = om_clock_ms() + HOMELESS_MAX_MS;
+                        om_host_log(p->bus->host, OM_LOG_INFO, "RabbitMQ: the stream %s is not there yet: waiting for it", d->stream);
+                }
+                a->homeless = om_clock_ms() < a->homeless_until_ms;
+                if (a->homeless && !event_pending(d->again, EV_TIMEOUT, NULL))
+                        event_add(d->again, &tv);
+                if (a->homeless)
+                        return;
+                why = "RabbitMQ: the stream of the directory has not come back";
+        }
         if (status < 0 && !a->read) {
                 om_error_set(&e, om_kind_of_errno(status), "%s", why);
                 add_told(a, status, &e);
         }
         add_free(d, a);
+}
+
+/* A broker that has just started may not have its streams yet, and gives back what they should get. */
+static void on_again(evutil_socket_t fd, short what, void *ctx) {
+        struct om_bus *b = ctx;
+        struct add *a, *next;
+
+        DL_FOREACH_SAFE (b->directory->adds, a, next)
+                if (a->homeless) {
+                        a->homeless = false;
+                        a->sent = true;
+                        rmq_publication_send(&a->pub);
+                }
 }
 
 void rmq_directory_add(struct om_bus *b, struct om_span text, void (*done)(void *ctx, int status, const struct om_error *e), void *ctx) {
@@ -461,7 +489,8 @@ int rmq_directory_open(struct om_bus *b) {
         snprintf(d->stream, sizeof d->stream, "%s.directory", b->settings.prefix);
         d->channel = rmq_channel_new(b->main, false, &events, b);
         d->retry = evtimer_new(b->host->base, on_retry, b);
-        return d->channel && d->retry ? 0 : -ENOMEM;
+        d->again = evtimer_new(b->host->base, on_again, b);
+        return d->channel && d->retry && d->again ? 0 : -ENOMEM;
 }
 
 void rmq_directory_free(struct om_bus *b) {
@@ -473,6 +502,8 @@ void rmq_directory_free(struct om_bus *b) {
                         add_free(b->directory, a);
         if (b->directory && b->directory->retry)
                 event_free(b->directory->retry);
+        if (b->directory && b->directory->again)
+                event_free(b->directory->again);
         free(b->directory);
         b->directory = NULL;
         HASH_ITER (hh, b->topics, t, next) {
