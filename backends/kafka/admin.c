@@ -59,10 +59,10 @@ void kafka_seen_deinit(struct seen *s) {
         *s = (struct seen){ .n_topics = 0 };
 }
 
-bool kafka_is_topic(const void *ctx, uint64_t topic_id) {
+bool kafka_is_topic(const void *ctx, const struct kafka_named *n) {
         const struct om_span *one = ctx;
 
-        return !one->p || kafka_name_id(*one) == topic_id;
+        return !one->p || kafka_name_is_of(n, *one);
 }
 
 /* Every kind begins with its name. */
@@ -80,31 +80,36 @@ struct seen_group *kafka_seen_group(const struct seen *s, const char *kname) {
         return find(s->groups, s->n_groups, sizeof *s->groups, kname);
 }
 
-static void see_topic(struct seen *s, const char *kname, uint64_t id, int n) {
+static void see_topic(struct seen *s, const char *kname, const char *part, int n) {
         struct seen_topic *seen = &s->topics[s->n_topics++];
 
         snprintf(seen->kname, sizeof seen->kname, "%s", kname);
-        seen->topic_id = id;
+        snprintf(seen->part, sizeof seen->part, "%s", part);
         seen->low = om_arena_alloc(&s->arena, (size_t) n * sizeof(int64_t));
         seen->high = om_arena_alloc(&s->arena, (size_t) n * sizeof(int64_t));
         seen->n_parts = seen->low && seen->high ? n : 0;
 }
 
-static void see_group(struct seen *s, const char *kname, uint64_t id, int n) {
+static void see_group(struct seen *s, const char *kname, const char *part, int n) {
         struct seen_group *seen = &s->groups[s->n_groups++];
 
         snprintf(seen->kname, sizeof seen->kname, "%s", kname);
-        seen->topic_id = id;
+        snprintf(seen->part, sizeof seen->part, "%s", part);
         seen->parts = om_arena_alloc(&s->arena, (size_t) n * sizeof *seen->parts);
         seen->n_parts = seen->parts ? n : 0;
         if (seen->parts)
                 memset(seen->parts, 0, (size_t) n * sizeof *seen->parts);
 }
 
-static int by_id(const void *a, const void *b) {
+static int by_part(const void *a, const void *b) {
         const struct seen_topic *const *x = a, *const *y = b;
 
-        return ((*x)->topic_id > (*y)->topic_id) - ((*x)->topic_id < (*y)->topic_id);
+        return strcmp((*x)->part, (*y)->part);
+}
+static int part_of(const void *key, const void *b) {
+        const struct seen_topic *const *t = b;
+
+        return strcmp(key, (*t)->part);
 }
 
 /* In order, each group with its topic. */
@@ -121,17 +126,17 @@ static int sort(struct seen *s) {
                 qsort(s->dead, s->n_dead, sizeof s->dead[0], by_kname);
         for (size_t i = 0; i < s->n_topics; i++)
                 topics[i] = &s->topics[i];
-        qsort(topics, s->n_topics, sizeof topics[0], by_id);
+        qsort(topics, s->n_topics, sizeof topics[0], by_part);
         for (size_t i = s->n_groups; i-- > 0;) {
-                struct seen_topic key = { .topic_id = s->groups[i].topic_id }, *at = &key;
-                struct seen_topic **t = s->n_topics ? bsearch(&at, topics, s->n_topics, sizeof topics[0], by_id) : NULL;
+                struct seen_group *g = &s->groups[i];
+                struct seen_topic **t = bsearch(g->part, topics, s->n_topics, sizeof topics[0], part_of);
 
                 if (!t)
                         continue;
-                LL_PREPEND((*t)->groups, &s->groups[i]);
+                LL_PREPEND((*t)->groups, g);
                 (*t)->n_groups++;
                 if (!kafka_name_is_cut(om_span_of((*t)->kname))) /* whether or not it is in the group's */
-                        s->groups[i].topic = (*t)->topic;
+                        g->topic = (*t)->topic;
         }
         free(topics);
         return 0;
@@ -189,20 +194,19 @@ static int see_topics(struct om_bus *b, kafka_wanted_fn *wanted, const void *ctx
                 return -ENOMEM;
         for (int i = 0; i < md->topic_cnt; i++) {
                 const struct rd_kafka_metadata_topic *t = &md->topics[i];
+                char part[KAFKA_GROUP_PART + 1];
                 struct kafka_named n;
-                uint64_t id;
 
                 if (t->err || strlen(t->topic) > KAFKA_NAME_MAX || !kafka_name_read(t->topic, b->settings.prefix, &n))
                         continue;
                 s->names |= n.kind == KAFKA_NAMES;
-                id = n.topic.p ? kafka_name_id_written(n.topic) : 0;
-                if (!id || !wanted(ctx, id))
+                if (!n.topic.p || !wanted(ctx, &n) || !kafka_name_group_part(&n, part))
                         continue;
                 if (n.kind == KAFKA_LOG)
-                        see_topic(s, t->topic, id, t->partition_cnt);
+                        see_topic(s, t->topic, part, t->partition_cnt);
                 else if (n.kind == KAFKA_RETRY)
-                        see_group(s, t->topic, id, t->partition_cnt);
-                else if (n.kind == KAFKA_DEAD)
+                        see_group(s, t->topic, part, t->partition_cnt);
+                else
                         snprintf(s->dead[s->n_dead++], sizeof s->dead[0], "%s", t->topic);
         }
         name_all(b, s);

@@ -13,16 +13,16 @@ struct seen_part {
         struct kafka_state state;
 };
 struct seen_group {
-        char kname[KAFKA_NAME_MAX + 1]; /* first */
-        uint64_t topic_id;              /* kafka_name_id() */
-        struct om_span topic, agent;    /* in the arena */
+        char kname[KAFKA_NAME_MAX + 1];  /* first */
+        char part[KAFKA_GROUP_PART + 1]; /* kafka_name_group_part() */
+        struct om_span topic, agent;     /* in the arena */
         int n_parts;
         struct seen_part *parts;
         struct seen_group *next; /* of its topic */
 };
 struct seen_topic {
         char kname[KAFKA_NAME_MAX + 1]; /* first */
-        uint64_t topic_id;
+        char part[KAFKA_GROUP_PART + 1];
         struct om_span topic;
         int n_parts;
         int64_t *low, *high;
@@ -51,8 +51,8 @@ struct seen {
         size_t n_dead;
         bool names; /* there is a topic of names */
 };
-typedef bool kafka_wanted_fn(const void *ctx, uint64_t topic_id);
-bool kafka_is_topic(const void *ctx, uint64_t topic_id); /* ctx: struct om_span, the one; or any */
+typedef bool kafka_wanted_fn(const void *ctx, const struct kafka_named *n);
+bool kafka_is_topic(const void *ctx, const struct kafka_named *n); /* ctx: struct om_span, the one; or any */
 /* The topics that are wanted, and their groups. All that is wanted is asked for at once: that takes as many requests as one does. */
 int kafka_look(
         struct om_bus *b, kafka_wanted_fn *wanted, const void *ctx, const struct snapshot *snap, struct seen *ret, struct om_error *e);

@@ -283,8 +283,7 @@ static void deleted(struct change *c) {
         for (struct topic *t = b->topics; t; t = t->hh.next) {
                 struct kafka_named n;
 
-                if (kafka_name_read(t->kname, b->settings.prefix, &n) && n.topic.p &&
-                        kafka_name_id_written(n.topic) == kafka_name_id(c->topic) &&
+                if (kafka_name_read(t->kname, b->settings.prefix, &n) && kafka_name_is_of(&n, c->topic) &&
                         (c->type == OM_CHANGE_DELETE_TOPIC || n.kind != KAFKA_LOG))
                         kafka_topic_forget(t);
         }

@@ -426,6 +426,7 @@ static void on_subscribe_timer(evutil_socket_t fd, short what, void *ctx) {
         om_host_log(b->host, OM_LOG_ERROR, "%s", e.message);
         rd_kafka_topic_partition_list_destroy(b->subscribing_to);
         b->subscribing_to = NULL;
+        b->gather_ms = GATHER_MAX_MS;
         kafka_subscription_soon(b);
 }
 

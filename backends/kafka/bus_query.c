@@ -419,24 +419,21 @@ struct sweep {
         int64_t begun_ms;
         size_t n;
         struct swept {
-                uint64_t id;
+                char part[KAFKA_GROUP_PART + 1]; /* first; kafka_name_group_part() */
                 char topic[OM_TOPIC_MAX + 1];
                 int more; /* partitions that the topic has, where a group of it has fewer; or 0 */
         } * topics;
 };
 
-static int by_id(const void *a, const void *b) {
-        const struct swept *x = a, *y = b;
+static int by_part(const void *a, const void *b) { return strcmp(a, b); }
 
-        return (x->id > y->id) - (x->id < y->id);
+static struct swept *swept(const struct sweep *w, const char *part) { return bsearch(part, w->topics, w->n, sizeof w->topics[0], by_part); }
+
+static bool is_swept(const void *ctx, const struct kafka_named *n) {
+        char part[KAFKA_GROUP_PART + 1];
+
+        return kafka_name_group_part(n, part) && swept(ctx, part);
 }
-
-static struct swept *swept(const struct sweep *w, uint64_t topic_id) {
-        struct swept key = { .id = topic_id };
-
-        return bsearch(&key, w->topics, w->n, sizeof key, by_id);
-}
-static bool is_swept(const void *ctx, uint64_t topic_id) { return swept(ctx, topic_id) != NULL; }
 
 /* Where what is younger than its topic's retention begins, of those that have one. NULL: nobody says. */
 static rd_kafka_topic_partition_list_t *retained(struct om_bus *b, const struct seen *s, const int64_t *retentions) {
@@ -494,7 +491,7 @@ static void sweep_run(struct call *c) {
         for (size_t i = 0; i < s.n_topics; i++)
                 for (const struct seen_group *g = s.topics[i].groups; g; g = g->next)
                         if (g->n_parts < s.topics[i].n_parts)
-                                swept(w, g->topic_id)->more = s.topics[i].n_parts;
+                                swept(w, g->part)->more = s.topics[i].n_parts;
         for (size_t k = 0; k < s.n_groups; k++)
                 for (int p = 0; p < s.groups[k].n_parts; p++) {
                         const struct seen_part *part = &s.groups[k].parts[p];
@@ -529,6 +526,7 @@ static void sweep_done(struct call *c) {
 
 void kafka_on_sweep_timer(evutil_socket_t fd, short what, void *ctx) {
         struct om_bus *b = ctx;
+        struct kafka_named named;
         struct sweep *w;
         size_t n = 0;
 
@@ -545,14 +543,15 @@ void kafka_on_sweep_timer(evutil_socket_t fd, short what, void *ctx) {
                 for (struct group *g = b->groups; g; g = g->hh.next)
                         if (g->unswept) {
                                 g->unswept = false;
-                                w->topics[w->n].id = kafka_name_id(om_span_of(g->topic));
-                                memcpy(w->topics[w->n++].topic, g->topic, sizeof g->topic);
+                                if (kafka_name_read(g->kname, b->settings.prefix, &named) &&
+                                        kafka_name_group_part(&named, w->topics[w->n].part))
+                                        memcpy(w->topics[w->n++].topic, g->topic, sizeof g->topic);
                         }
-                qsort(w->topics, w->n, sizeof w->topics[0], by_id);
+                qsort(w->topics, w->n, sizeof w->topics[0], by_part);
                 n = w->n;
                 w->n = 0;
                 for (size_t i = 0; i < n; i++) /* one of each */
-                        if (!w->n || by_id(&w->topics[w->n - 1], &w->topics[i]) != 0)
+                        if (!w->n || by_part(&w->topics[w->n - 1], &w->topics[i]) != 0)
                                 w->topics[w->n++] = w->topics[i];
                 w->begun_ms = om_clock_ms();
                 w->call.run = sweep_run;

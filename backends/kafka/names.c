@@ -2,7 +2,6 @@
 /* Names on the brokers: see names.h. What is true: encoding is injective (for names that are cut: up to a hash of 64 bits), and what it
  * makes is always legal. */
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "names.h"
 
@@ -17,12 +16,19 @@ static bool plain(unsigned char c) {
 }
 
 /* FNV-1a (http://www.isthe.com/chongo/tech/comp/fnv/). */
-uint64_t kafka_name_id(struct om_span s) {
+static uint64_t fnv(struct om_span s) {
         uint64_t h = 0xcbf29ce484222325u;
 
         for (size_t i = 0; i < s.len; i++)
                 h = (h ^ (unsigned char) s.p[i]) * 0x100000001b3u;
         return h;
+}
+
+/* No mark that is cut in half, no `..`. */
+static size_t cut_at(const char *text, size_t n) {
+        while (n > 0 && (text[n - 1] == '.' || text[n - 1] == '-'))
+                n--;
+        return n;
 }
 
 void kafka_name_encode(struct om_buf *b, struct om_span text, size_t max) {
@@ -39,10 +45,8 @@ void kafka_name_encode(struct om_buf *b, struct om_span text, size_t max) {
                         om_buf_put(b, (char[]){ '-', '.', hex[c >> 4], hex[c & 15] }, 4);
         }
         if (om_buf_ok(b) && b->len - start > max) {
-                b->len = start + max - HASH_LEN;
-                while (b->len > start && (b->data[b->len - 1] == '.' || b->data[b->len - 1] == '-'))
-                        b->len--; /* no mark that is cut in half, no `..` */
-                om_buf_printf(b, CUT "%016llx", (unsigned long long) kafka_name_id(text));
+                b->len = start + cut_at(b->data + start, max - HASH_LEN);
+                om_buf_printf(b, CUT "%016llx", (unsigned long long) fnv(text));
         }
 }
 
@@ -76,18 +80,38 @@ bool kafka_name_is_cut(struct om_span written) {
         return written.len > HASH_LEN && memcmp(written.p + written.len - HASH_LEN, CUT, sizeof CUT - 1) == 0;
 }
 
-uint64_t kafka_name_id_written(struct om_span written) {
-        struct om_buf text = OM_BUF_INIT;
-        char hash[17];
-        uint64_t id;
+bool kafka_name_is_of(const struct kafka_named *n, struct om_span topic) {
+        struct om_buf b = OM_BUF_INIT;
+        bool is;
 
-        if (kafka_name_is_cut(written)) {
-                snprintf(hash, sizeof hash, "%.16s", written.p + written.len - 16);
-                return strtoull(hash, NULL, 16);
+        if (!n->topic.p)
+                return false;
+        kafka_name_encode(&b, topic, n->kind == KAFKA_LOG ? KAFKA_TOPIC_PART : KAFKA_GROUP_PART);
+        is = om_buf_ok(&b) && om_span_eq(om_buf_span(&b), n->topic);
+        om_buf_deinit(&b);
+        return is;
+}
+
+bool kafka_name_group_part(const struct kafka_named *n, char out[KAFKA_GROUP_PART + 1]) {
+        struct om_buf text = OM_BUF_INIT, part = OM_BUF_INIT;
+        bool ok = true;
+
+        if (n->kind != KAFKA_LOG)
+                om_buf_put_span(&part, n->topic);
+        else if (kafka_name_is_cut(n->topic)) { /* the hash is there already */
+                om_buf_put(&part, n->topic.p, cut_at(n->topic.p, KAFKA_GROUP_PART - HASH_LEN));
+                om_buf_put(&part, n->topic.p + n->topic.len - HASH_LEN, HASH_LEN);
+        } else {
+                kafka_name_decode(&text, n->topic);
+                ok = om_buf_ok(&text);
+                kafka_name_encode(&part, om_buf_span(&text), KAFKA_GROUP_PART);
         }
-        id = kafka_name_decode(&text, written) && om_buf_ok(&text) ? kafka_name_id(om_buf_span(&text)) : 0;
+        ok = ok && om_buf_ok(&part) && part.len <= KAFKA_GROUP_PART;
+        if (ok)
+                snprintf(out, KAFKA_GROUP_PART + 1, "%.*s", OM_PRI(om_buf_span(&part)));
         om_buf_deinit(&text);
-        return id;
+        om_buf_deinit(&part);
+        return ok;
 }
 
 static const char *const kinds[] = { "", "omni-retry..", "omni-dlq..", "omni-wake", "omni-names" };

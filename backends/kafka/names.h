@@ -18,8 +18,6 @@
  * the topic itself has. So `..` is never in T or A and parts them. A name that would be too long is cut and ends with the mark
  * `-._` and a hash of the whole.
  */
-#include <stdint.h>
-
 #include "../../proto/buf.h"
 
 enum {
@@ -46,9 +44,10 @@ bool kafka_name_read(const char *name, const char *prefix, struct kafka_named *r
 /* The name of the same group's dead letters. */
 void kafka_name_dead_of(char out[KAFKA_NAME_MAX + 1], const char *prefix, const char *retry);
 bool kafka_name_is_cut(struct om_span written);
-/* A hash of the text: of one that is written, and cut or not, the same as of the text. The part of a group's name that is its topic may be
- * cut where the topic's name is not. */
-uint64_t kafka_name_id(struct om_span text);
-uint64_t kafka_name_id_written(struct om_span written); /* 0: out of memory */
+/* Whether this is the topic, or is of it. */
+bool kafka_name_is_of(const struct kafka_named *n, struct om_span topic);
+/* What is written of its topic in the names of groups: the same for a topic and its groups. Zero-terminated. The name of a topic may be
+ * whole where that of its groups is cut. False: out of memory. */
+bool kafka_name_group_part(const struct kafka_named *n, char out[KAFKA_GROUP_PART + 1]);
 
 #endif
