@@ -135,8 +135,6 @@ static int sort(struct seen *s) {
                         continue;
                 LL_PREPEND((*t)->groups, g);
                 (*t)->n_groups++;
-                if (!kafka_name_is_cut(om_span_of((*t)->kname))) /* whether or not it is in the group's */
-                        g->topic = (*t)->topic;
         }
         free(topics);
         return 0;
@@ -165,24 +163,27 @@ static const struct whole_name *whole_of(struct om_bus *b, const struct kafka_na
         return w;
 }
 
-static void name_all(struct om_bus *b, struct seen *s) {
+void kafka_seen_name(struct om_bus *b, struct seen *s) {
         bool read = s->names;
+        const struct whole_name *w;
         struct kafka_named n;
 
-        for (size_t i = 0; i < s->n_topics; i++) {
-                const struct whole_name *w;
-
-                kafka_name_read(s->topics[i].kname, b->settings.prefix, &n);
-                w = whole_of(b, &n, s->topics[i].kname, &read);
-                s->topics[i].topic = text_of(s, n.topic, w ? w->topic : NULL);
-        }
         for (size_t i = 0; i < s->n_groups; i++) {
-                const struct whole_name *w;
+                struct seen_group *g = &s->groups[i];
 
-                kafka_name_read(s->groups[i].kname, b->settings.prefix, &n);
-                w = whole_of(b, &n, s->groups[i].kname, &read);
-                s->groups[i].topic = text_of(s, n.topic, w ? w->topic : NULL);
-                s->groups[i].agent = text_of(s, n.agent, w ? w->agent : NULL);
+                kafka_name_read(g->kname, b->settings.prefix, &n);
+                w = whole_of(b, &n, g->kname, &read);
+                g->topic = text_of(s, n.topic, w ? w->topic : NULL);
+                g->agent = text_of(s, n.agent, w ? w->agent : NULL);
+        }
+        for (size_t i = 0; i < s->n_topics; i++) {
+                struct seen_topic *t = &s->topics[i];
+
+                kafka_name_read(t->kname, b->settings.prefix, &n);
+                w = whole_of(b, &n, t->kname, &read);
+                t->topic = text_of(s, n.topic, w ? w->topic : NULL);
+                for (struct seen_group *g = t->groups; g && !kafka_name_is_cut(n.topic); g = g->next)
+                        g->topic = t->topic; /* whether or not it is cut in theirs */
         }
 }
 
@@ -200,8 +201,10 @@ static int see_topics(struct om_bus *b, kafka_wanted_fn *wanted, const void *ctx
                 if (t->err || strlen(t->topic) > KAFKA_NAME_MAX || !kafka_name_read(t->topic, b->settings.prefix, &n))
                         continue;
                 s->names |= n.kind == KAFKA_NAMES;
-                if (!n.topic.p || !wanted(ctx, &n) || !kafka_name_group_part(&n, part))
+                if (!n.topic.p || !wanted(ctx, &n))
                         continue;
+                if (!kafka_name_group_part(&n, part)) /* without one of its groups a topic would look finished */
+                        return -ENOMEM;
                 if (n.kind == KAFKA_LOG)
                         see_topic(s, t->topic, part, t->partition_cnt);
                 else if (n.kind == KAFKA_RETRY)
@@ -209,7 +212,6 @@ static int see_topics(struct om_bus *b, kafka_wanted_fn *wanted, const void *ctx
                 else
                         snprintf(s->dead[s->n_dead++], sizeof s->dead[0], "%s", t->topic);
         }
-        name_all(b, s);
         return sort(s);
 }
 
@@ -225,6 +227,20 @@ int kafka_watermarks(struct om_bus *b, rd_kafka_topic_partition_list_t *ends, rd
         if (!err && begins->cnt)
                 err = rd_kafka_offsets_for_times(b->producer, begins, ADMIN_MS);
         return err ? kafka_error(err, NULL, "asking for offsets", e) : 0;
+}
+
+int kafka_bounds(struct om_bus *b, const char *kname, int64_t *ret_low, int64_t *ret_high, struct om_error *e) {
+        rd_kafka_topic_partition_list_t *ends = rd_kafka_topic_partition_list_new(1), *begins;
+        int r;
+
+        rd_kafka_topic_partition_list_add(ends, kname, 0);
+        begins = rd_kafka_topic_partition_list_copy(ends);
+        r = kafka_watermarks(b, ends, begins, e);
+        *ret_high = ends->elems[0].err || ends->elems[0].offset < 0 ? 0 : ends->elems[0].offset;
+        *ret_low = begins->elems[0].err || begins->elems[0].offset < 0 ? 0 : begins->elems[0].offset;
+        rd_kafka_topic_partition_list_destroy(ends);
+        rd_kafka_topic_partition_list_destroy(begins);
+        return r;
 }
 
 const rd_kafka_topic_partition_t *kafka_in_list(const rd_kafka_topic_partition_list_t *list, const char *kname, int32_t p, int *at) {
@@ -344,6 +360,7 @@ int kafka_look(
 
         if (r < 0)
                 return r;
+        kafka_seen_name(b, ret);
         r = see_offsets(b, ret, e);
         for (; !r && snap; snap = snap->next)
                 see_state(ret, snap->kname, snap->p, (struct om_span){ snap->text, snap->len });

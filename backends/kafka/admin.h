@@ -56,7 +56,9 @@ bool kafka_is_topic(const void *ctx, const struct kafka_named *n); /* ctx: struc
 /* The topics that are wanted, and their groups. All that is wanted is asked for at once: that takes as many requests as one does. */
 int kafka_look(
         struct om_bus *b, kafka_wanted_fn *wanted, const void *ctx, const struct snapshot *snap, struct seen *ret, struct om_error *e);
-int kafka_look_names(struct om_bus *b, kafka_wanted_fn *wanted, const void *ctx, struct seen *ret, struct om_error *e); /* no offsets */
+int kafka_look_names(
+        struct om_bus *b, kafka_wanted_fn *wanted, const void *ctx, struct seen *ret, struct om_error *e); /* no offsets, no text */
+void kafka_seen_name(struct om_bus *b, struct seen *s); /* topics and agents as text: kafka_look() has done that */
 bool kafka_seen_dead(const struct seen *s, const char *kname);
 struct seen_topic *kafka_seen_topic(const struct seen *s, const char *kname); /* or NULL */
 struct seen_group *kafka_seen_group(const struct seen *s, const char *kname); /* or NULL */
@@ -85,6 +87,7 @@ int kafka_read(struct om_bus *b, const char *kname, int32_t p, int64_t from, int
  * goes along it once. */
 const rd_kafka_topic_partition_t *kafka_in_list(const rd_kafka_topic_partition_list_t *list, const char *kname, int32_t p, int *at);
 int kafka_watermarks(struct om_bus *b, rd_kafka_topic_partition_list_t *ends, rd_kafka_topic_partition_list_t *begins, struct om_error *e);
+int kafka_bounds(struct om_bus *b, const char *kname, int64_t *ret_low, int64_t *ret_high, struct om_error *e); /* of partition 0 */
 int kafka_delete_topics(struct om_bus *b, const char *const *knames, size_t n, size_t *ret_deleted, struct om_error *e);
 int kafka_delete_records(struct om_bus *b, rd_kafka_topic_partition_list_t *before, struct om_error *e);
 

@@ -402,6 +402,7 @@ static int configure_run(struct change *c, struct om_error *e) {
 
         if (r < 0)
                 return r;
+        kafka_seen_name(c->job.bus, &s);
         if (!s.n_topics)
                 r = make(c, e);
         else if (c->partitions)

@@ -125,18 +125,10 @@ static bool note(void *ctx, const rd_kafka_message_t *m) {
 }
 
 int kafka_dead_scan(struct om_bus *b, const char *kname, struct dead_topic **ret, struct om_error *e) {
-        rd_kafka_topic_partition_list_t *ends = rd_kafka_topic_partition_list_new(1), *begins;
         struct dead_topic *t = NULL;
         int64_t low, high;
-        int r;
+        int r = kafka_bounds(b, kname, &low, &high, e);
 
-        rd_kafka_topic_partition_list_add(ends, kname, 0);
-        begins = rd_kafka_topic_partition_list_copy(ends);
-        r = kafka_watermarks(b, ends, begins, e);
-        high = ends->elems[0].err || ends->elems[0].offset < 0 ? 0 : ends->elems[0].offset;
-        low = begins->elems[0].err || begins->elems[0].offset < 0 ? 0 : begins->elems[0].offset;
-        rd_kafka_topic_partition_list_destroy(ends);
-        rd_kafka_topic_partition_list_destroy(begins);
         if (r < 0)
                 return r;
         HASH_FIND_STR(b->dead, kname, t);

@@ -68,21 +68,15 @@ static bool take(void *ctx, const rd_kafka_message_t *m) {
 }
 
 static void read_more(struct om_bus *b, const char *kname) {
-        rd_kafka_topic_partition_list_t *ends = rd_kafka_topic_partition_list_new(1), *begins;
         struct om_error e = OM_ERROR_INIT;
-        int64_t high = 0, low = 0;
+        int64_t low, high;
+        int r = kafka_bounds(b, kname, &low, &high, &e);
 
-        rd_kafka_topic_partition_list_add(ends, kname, 0);
-        begins = rd_kafka_topic_partition_list_copy(ends);
-        if (kafka_watermarks(b, ends, begins, &e) == 0 && !ends->elems[0].err && !begins->elems[0].err) {
-                high = ends->elems[0].offset;
-                low = begins->elems[0].offset;
-        }
-        rd_kafka_topic_partition_list_destroy(ends);
-        rd_kafka_topic_partition_list_destroy(begins);
-        if (high < b->whole_next) /* another topic of this name */
+        if (r == 0 && high < b->whole_next) /* another topic of this name */
                 forget_all(b);
-        if (kafka_read(b, kname, 0, b->whole_next > low ? b->whole_next : low, high, take, b, &e) < 0)
+        if (r == 0)
+                r = kafka_read(b, kname, 0, b->whole_next > low ? b->whole_next : low, high, take, b, &e);
+        if (r < 0)
                 om_host_log(b->host, OM_LOG_DEBUG, "%s", e.message);
 }
 
@@ -117,7 +111,8 @@ void kafka_whole_name_note(struct om_bus *b, const char *kname, struct om_span t
         struct kafka_named n;
 
         if (!kafka_name_read(kname, b->settings.prefix, &n) || (!kafka_name_is_cut(n.topic) && !kafka_name_is_cut(n.agent)) ||
-                find(b, kname) || !kafka_name(names, b->settings.prefix, KAFKA_NAMES, OM_SPAN_NONE, OM_SPAN_NONE) || !made(b, names))
+                find(b, kname) || !kafka_name(names, b->settings.prefix, KAFKA_NAMES, OM_SPAN_NONE, OM_SPAN_NONE) || !made(b, names) ||
+                kafka_whole_name(b, kname, true))
                 return;
         om_buf_lit(&text, "{\"topic\":");
         om_buf_json_span(&text, topic);

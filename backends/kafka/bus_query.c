@@ -432,7 +432,7 @@ static struct swept *swept(const struct sweep *w, const char *part) { return bse
 static bool is_swept(const void *ctx, const struct kafka_named *n) {
         char part[KAFKA_GROUP_PART + 1];
 
-        return kafka_name_group_part(n, part) && swept(ctx, part);
+        return !kafka_name_group_part(n, part) || swept(ctx, part); /* without memory the look fails */
 }
 
 /* Where what is younger than its topic's retention begins, of those that have one. NULL: nobody says. */
