@@ -248,6 +248,8 @@ void nats_message_came(void *ctx, natsMsg *msg) {
                 return;
         }
         s->heard_ms = d->touched_ms;
+        if (!*s->life)
+                nats_source_look(s);
         s->asked -= s->asked > 0;
         d->again = s->again;
         d->sub = s->sub;

@@ -24,16 +24,22 @@ enum { PULL_MS = 600000, BEAT_MS = 1000, BEAT_EACH_MS = 800 /* the more sources,
 
 static void on_pull(struct nats_request *r, const struct nats_reply *reply);
 
-struct source *nats_source_get(struct om_bus *b, const char *stream, const char *consumer) {
+struct source *nats_source_find(struct om_bus *b, const char *stream, const char *consumer) {
         char key[sizeof((struct source *) 0)->key];
         struct source *s = NULL;
 
         snprintf(key, sizeof key, "%s\037%s", stream, consumer);
         HASH_FIND_STR(b->sources, key, s);
+        return s;
+}
+
+struct source *nats_source_get(struct om_bus *b, const char *stream, const char *consumer) {
+        struct source *s = nats_source_find(b, stream, consumer);
+
         if (s || !(s = calloc(1, sizeof *s)))
                 return s;
         s->bus = b;
-        snprintf(s->key, sizeof s->key, "%s", key);
+        snprintf(s->key, sizeof s->key, "%s\037%s", stream, consumer);
         snprintf(s->stream, sizeof s->stream, "%s", stream);
         snprintf(s->consumer, sizeof s->consumer, "%s", consumer);
         s->inbox.fn = on_pull;
@@ -49,6 +55,7 @@ struct source *nats_source_get(struct om_bus *b, const char *stream, const char 
 
 void nats_source_free(struct source *s) {
         HASH_DEL(s->bus->sources, s);
+        nats_verdicts_forget(s);
         if (!s->bus->closing) {
                 nats_request_end(s->bus->link, &s->inbox);
                 nats_request_end(s->bus->link, &s->look);
@@ -109,9 +116,34 @@ void nats_sub_pull(struct om_bus_sub *s) {
                 source_pull(s->again, s->want);
 }
 
+static void is_away(struct source *s, int64_t since_ms) {
+        if (!s->away_ms)
+                s->away_ms = since_ms;
+}
+
 static void is_lost(struct source *s) {
         s->lost = true;
         beat_arm(s->bus, LOST_MS);
+}
+
+bool nats_is_from(const struct delivery *d, const struct source *s) {
+        return strcmp(d->stream, s->stream) == 0 && strcmp(d->consumer, s->consumer) == 0;
+}
+
+static void revoke(struct om_bus_sub *s, const struct source *from);
+
+/* A consumer that was made anew numbers its messages anew: no answer to one of the former must reach it. */
+static void is_there(struct source *s, struct om_span life) {
+        int64_t away_ms = s->away_ms;
+
+        s->away_ms = 0;
+        if (*s->life && !om_span_is(life, s->life)) {
+                nats_verdicts_forget(s);
+                revoke(s->sub, s);
+        } else if (*s->life && away_ms)
+                nats_verdicts_repeat(s, away_ms);
+        snprintf(s->life, sizeof s->life, "%.*s", OM_PRI(life));
+        nats_sub_pull(s->sub);
 }
 
 /* Whether the consumer is still there, or there again. */
@@ -121,7 +153,7 @@ static void looked_for(struct nats_request *r, const struct nats_reply *reply) {
         if (!s->sub || !nats_link_is_up(s->bus->link))
                 return;
         if (reply->status == 0 && !nats_json_get(reply->data, "error").p)
-                nats_sub_pull(s->sub);
+                is_there(s, nats_json_get(reply->data, "created"));
         else if (nats_json_u64(reply->data, "error.code") != 404)
                 is_lost(s);
         else if (!s->again && !s->sub->pattern) {
@@ -131,7 +163,7 @@ static void looked_for(struct nats_request *r, const struct nats_reply *reply) {
         }
 }
 
-static void look_for(struct source *s) {
+void nats_source_look(struct source *s) {
         s->lost = false;
         if (!s->look.active && s->sub &&
                 nats_call(s->bus->link, &s->look, looked_for, s, OM_SPAN_NONE, "CONSUMER.INFO.%s.%s", s->stream, s->consumer) == -ENOMEM)
@@ -157,8 +189,11 @@ static void on_pull(struct nats_request *r, const struct nats_reply *reply) {
         } else if (reply->code == 503 || reply->code == 409) {
                 if (text && strcasestr(text, "deleted") && s->sub && !s->again && !s->sub->pattern)
                         nats_sub_revoke(s->sub);
-                s->asked = reply->code == 503 ? 0 : s->asked;
-                look_for(s);
+                if (reply->code == 503) {
+                        s->asked = 0;
+                        is_away(s, s->heard_ms);
+                }
+                nats_source_look(s);
         }
 }
 
@@ -173,10 +208,12 @@ void nats_on_beat(evutil_socket_t fd, short what, void *ctx) {
                 bool silent = b->remote && s->asked && now - s->heard_ms >= late;
 
                 beats |= b->remote && s->asked;
-                if (silent)
+                if (silent) {
                         s->asked = 0;
+                        is_away(s, s->heard_ms);
+                }
                 if (silent || s->lost)
-                        look_for(s);
+                        nats_source_look(s);
         }
         if (beats)
                 beat_arm(b, beat_ms(b));
@@ -201,8 +238,13 @@ static void source_leave(struct source *s) {
         if (!s)
                 return;
         s->sub = NULL;
-        if (!s->asked || s->bus->closing)
+        if (!s->asked || s->bus->closing) {
                 nats_source_free(s);
+                return;
+        }
+        nats_request_end(s->bus->link, &s->look);
+        nats_verdicts_forget(s);
+        *s->life = 0; /* who serves it next may have made it */
 }
 
 static void leave_all(struct om_bus_sub *s) {
@@ -530,28 +572,32 @@ void nats_bus_want(struct om_bus_sub *s, unsigned n) {
         nats_sub_pull(s);
 }
 
-void nats_sub_revoke(struct om_bus_sub *s) {
-        struct om_bus *b = s->bus;
+/* What came from one of its sources; NULL: from all. */
+static void revoke(struct om_bus_sub *s, const struct source *from) {
         struct om_delivery **list;
         struct delivery *d;
         size_t n = 0, i = 0;
 
-        nats_turn_over(b);
+        nats_turn_over(s->bus);
         DL_COUNT(s->out, d, n);
-        for (struct source *source = s->sources; source; source = source->next)
-                source->asked = 0;
         list = n ? calloc(n, sizeof(struct om_delivery *)) : NULL;
         if (!list)
                 return;
         DL_FOREACH (s->out, d) {
-                if (d->delivery.gone || d->n_look)
+                if (d->delivery.gone || d->n_look || (from && !nats_is_from(d, from)))
                         continue;
                 d->delivery.gone = true;
                 list[i++] = &d->delivery;
         }
         if (i)
-                b->events->revoked(s->core, list, i);
+                s->bus->events->revoked(s->core, list, i);
         free(list);
+}
+
+void nats_sub_revoke(struct om_bus_sub *s) {
+        for (struct source *source = s->sources; source; source = source->next)
+                source->asked = 0;
+        revoke(s, NULL);
 }
 
 void nats_subs_up(struct om_bus *b) {
@@ -559,6 +605,11 @@ void nats_subs_up(struct om_bus *b) {
                 nats_sub_find_again(s);
                 if (s->pattern)
                         nats_pattern_find(s);
+                for (struct source *source = s->sources; source; source = source->next)
+                        if (*source->life)
+                                nats_source_look(source);
+                if (s->again && *s->again->life)
+                        nats_source_look(s->again);
                 nats_sub_pull(s);
         }
 }
@@ -569,6 +620,7 @@ void nats_subs_down(struct om_bus *b) {
         HASH_ITER (hh, b->sources, s, tmp) {
                 s->asked = 0;
                 s->lost = false;
+                is_away(s, om_clock_ms());
                 if (!s->sub)
                         nats_source_free(s);
         }

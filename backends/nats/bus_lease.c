@@ -1,11 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The journal of leases: which messages this daemon has told the server to keep from others for reclaim_idle_ms.
+ * Leases: which messages this daemon has told the server to keep from others for reclaim_idle_ms, and what becomes of that when one of the
+ * two dies.
  *
- * A daemon that was killed and started again is the only one who knows that nobody works on them any more: it gives them back at once, and
- * they come again as the next attempt, rather than after reclaim_idle_ms. The journal is a file in the state folder with a slot for each
- * lease, mapped: what a process wrote survives it without a system call. It need not survive the machine, after which the server's time
- * runs out as it does for anybody. A slot is written from its second byte on and begun with its first, so that none is read half.
+ * The journal. A daemon that was killed and started again is the only one who knows that nobody works on them any more: it gives them back
+ * at once, and they come again as the next attempt, rather than after reclaim_idle_ms. The journal is a file in the state folder with a
+ * slot for each lease, mapped: what a process wrote survives it without a system call. It need not survive the machine, after which the
+ * server's time runs out as it does for anybody. A slot is written from its second byte on and begun with its first, so that none is read
+ * half.
+ *
+ * The last verdicts. A server writes the state of a consumer some 100 ms after it has confirmed an answer (consumerFileStore.flushLoop in
+ * the server's filestore.go, also with `sync_interval: always`). Killed within them it has forgotten the answer, and where it knows of the
+ * lease it would deliver what is finished when that is over. So each source keeps the verdicts of its last seconds, and they are told again
+ * when the server is back and its consumer is the same one. +ACK and +TERM may be said any number of times. A -NAK is said again only where
+ * the task is not with a worker again; where it is with one of another daemon, it is delivered once more than it had to be. Verdicts about
+ * what was kept for AckWait only are not repeated: that comes again by itself, soon.
  *
  * Loop thread.
  */
@@ -15,7 +24,21 @@
 
 #include "bus_state.h"
 
-enum { SLOT = 512, SLOTS_MIN = 128 };
+enum {
+        SLOT = 512,
+        SLOTS_MIN = 128,
+        FORGETS_MS = 2000, /* what a server has confirmed so long ago it has written, on a busy disk too */
+        VERDICTS_MAX = 16384,
+};
+
+struct verdict {
+        int64_t said_ms;
+        int64_t due_ms; /* of a -NAK: when the task may come again, in the time of the day */
+        uint64_t seq;
+        struct verdict *prev, *next;
+        char what; /* its first character */
+        char subject[];
+};
 
 static int map(struct om_bus *b, size_t n) {
         void *p;
@@ -117,5 +140,67 @@ void nats_leases_return(struct om_bus *b) {
                 if (natsMsg_Create(&msg, subject, NULL, text, sizeof text - 1) == NATS_OK)
                         nats_send(b->link, msg);
                 free(subject);
+        }
+}
+
+/* -- the last verdicts ---------------------------------------------------------------------------------------------- */
+
+static void drop(struct source *s, struct verdict *v) {
+        DL_DELETE(s->verdicts, v);
+        s->n_verdicts--;
+        free(v);
+}
+
+void nats_verdicts_forget(struct source *s) {
+        while (s->verdicts)
+                drop(s, s->verdicts);
+}
+
+void nats_verdict_note(struct delivery *d, const char *text, int64_t due_ms) {
+        size_t size = strlen(d->ack) + 1;
+        int64_t now = om_clock_ms();
+        struct source *s = d->extended ? nats_source_find(d->bus, d->stream, d->consumer) : NULL;
+        struct verdict *v;
+
+        if (!s || !s->sub)
+                return;
+        while ((v = s->verdicts) && (s->n_verdicts >= VERDICTS_MAX || now - v->said_ms > FORGETS_MS))
+                drop(s, v);
+        v = malloc(sizeof *v + size);
+        if (!v)
+                return; /* then it may come late */
+        *v = (struct verdict){ .said_ms = now, .due_ms = due_ms, .seq = d->seq, .what = text[0] };
+        memcpy(v->subject, d->ack, size);
+        DL_APPEND(s->verdicts, v);
+        s->n_verdicts++;
+}
+
+static bool is_here(const struct source *s, uint64_t seq) {
+        for (const struct delivery *d = s->sub ? s->sub->out : NULL; d; d = d->next)
+                if (d->seq == seq && nats_is_from(d, s))
+                        return true;
+        return false;
+}
+
+void nats_verdicts_repeat(struct source *s, int64_t away_ms) {
+        int64_t now = om_clock_ms(), away_since = om_now_ms() - (now - away_ms);
+
+        for (size_t n = s->n_verdicts; n; n--) {
+                struct verdict *v = s->verdicts;
+                int64_t left = v->due_ms - om_now_ms();
+                char text[64] = "+ACK";
+                natsMsg *msg;
+
+                if (away_ms - v->said_ms > FORGETS_MS || (v->what == '-' && (v->due_ms < away_since - FORGETS_MS || is_here(s, v->seq)))) {
+                        drop(s, v);
+                        continue;
+                }
+                if (v->what == '-')
+                        snprintf(text, sizeof text, "-NAK {\"delay\":%lld000000}", (long long) (left < 1 ? 1 : left));
+                if (natsMsg_Create(&msg, v->subject, NULL, text, (int) strlen(text)) == NATS_OK)
+                        nats_send(s->bus->link, msg);
+                v->said_ms = now; /* it may be forgotten like the first time */
+                DL_DELETE(s->verdicts, v);
+                DL_APPEND(s->verdicts, v);
         }
 }

@@ -167,9 +167,10 @@ static void confirmed(struct nats_request *r, const struct nats_reply *reply) {
         struct item *it = r->ctx;
 
         leave(it);
-        if (reply->status == 0)
+        if (reply->status == 0) {
+                nats_verdict_note(it->d, it->text, it->due_ms);
                 item_done(it, 0, NULL);
-        else if (reply->status == -ENOENT) {
+        } else if (reply->status == -ENOENT) {
                 it->late = false;
                 look(it);
         } else
@@ -224,6 +225,7 @@ static void give_back(struct item *it, int64_t delay_ms) {
         char text[64];
 
         snprintf(text, sizeof text, "-NAK {\"delay\":%lld000000}", (long long) (delay_ms < 1 ? 1 : delay_ms));
+        it->due_ms = om_now_ms() + delay_ms;
         answer(it, text);
 }
 

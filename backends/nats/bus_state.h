@@ -249,8 +249,12 @@ struct source { /* a consumer that we ask for messages */
         struct nats_request inbox, look;
         unsigned asked; /* of messages, and not come */
         int64_t heard_ms;
-        bool again; /* of replayed dead letters */
-        bool lost;  /* whether its consumer is there could not be asked: asked again */
+        bool again;               /* of replayed dead letters */
+        bool lost;                /* whether its consumer is there could not be asked: asked again */
+        char life[40];            /* when its consumer was made; another is another consumer. Empty: not known, nothing came yet */
+        int64_t away_ms;          /* since when the server was away; 0: it is there, with the consumer as it was */
+        struct verdict *verdicts; /* the last ones about leases, oldest first */
+        size_t n_verdicts;
 };
 struct om_bus_sub {
         struct om_bus *bus;
@@ -294,6 +298,9 @@ void nats_bus_unsubscribe(struct om_bus_sub *s);
 void nats_bus_want(struct om_bus_sub *s, unsigned n);
 void nats_bus_extend(struct om_bus *b, struct om_delivery *const *deliveries, size_t n);
 struct source *nats_source_get(struct om_bus *b, const char *stream, const char *consumer); /* made if need be */
+struct source *nats_source_find(struct om_bus *b, const char *stream, const char *consumer);
+bool nats_is_from(const struct delivery *d, const struct source *s);
+void nats_source_look(struct source *s); /* whether its consumer is there, and the same */
 void nats_source_free(struct source *s);
 void nats_sub_pull(struct om_bus_sub *s);
 void nats_sub_revoke(struct om_bus_sub *s); /* its group is gone */
@@ -323,13 +330,18 @@ void nats_put_again_config(struct om_buf *body, const struct om_bus *b, const ch
 /* The record of a message, ours or another program's; in the message or in `arena`. Absent: out of memory. `t`: its topic, if known. */
 struct om_span nats_message_record(natsMsg *msg, const struct topic *t, const char *stream, uint64_t seq, struct om_arena *arena);
 
-/* -- leases of an earlier life (bus_lease.c) ----------------------------------------------------------------------- */
+/* -- leases when a daemon or a server dies (bus_lease.c) ------------------------------------------------------------- */
 
 int nats_leases_open(struct om_bus *b, const char *where, struct om_error *e);
 void nats_leases_close(struct om_bus *b);
 void nats_lease_note(struct delivery *d);
 void nats_lease_forget(struct delivery *d);
 void nats_leases_return(struct om_bus *b); /* connected: what the last life of this daemon held goes back */
+/* The server has confirmed that verdict; `due_ms`: of a -NAK, when the task may come again. */
+void nats_verdict_note(struct delivery *d, const char *text, int64_t due_ms);
+void nats_verdicts_forget(struct source *s);
+/* The server was away from then on and may have forgotten the last ones: they are told again. */
+void nats_verdicts_repeat(struct source *s, int64_t away_ms);
 
 /* -- verdicts (bus_settle.c) ---------------------------------------------------------------------------------------- */
 

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -345,6 +346,75 @@ def what_was_written_twice_and_deleted_is_gone_when_the_server_is_killed():
                 left = client.call("config.list", prefix="k")["config"]
                 assert left == ({f"k{n}": "second" for n in range(1, 20, 2)} if kept else {}), left
             daemon.stop()
+
+
+@case
+def what_a_killed_server_forgot_of_finished_tasks_does_not_wait_for_their_leases():
+    """A server writes its consumers' state every 100 ms: killed, it has forgotten the last acks, and knows of tasks that take long that a daemon keeps them."""
+    n, ends = 30, {
+        "acked": lambda client, d: client.start("task.ack", deliveries=[{"delivery": d}]),
+        "dead": lambda client, d: client.start("task.fail", delivery=d, error={"message": "never"}, retry=False),
+        "retried": lambda client, d: client.start("task.fail", delivery=d, error={"message": "once more"}, delay_ms=3000)}
+    with Server("nats") as killed, bus(killed.values["bus_url"].replace("{case}", "omni")) as daemon, contextlib.closing(daemon.connect()) as client:
+        for topic, end in ends.items():
+            client.register(topic, "a", prefetch=n)
+            for i in range(n):
+                client.publish(topic, i)
+            tasks = [client.next_task() for _ in range(n)]
+            time.sleep(1)  # the daemon has told the server that it keeps them
+            for request in [end(client, t["delivery"]) for t in tasks]:
+                client.finish(request)
+            killed.do("kill")
+            killed.do("up")
+            if topic == "retried":
+                for i in range(n):
+                    client.ack(client.next_task(10))
+            group = {}
+
+            def finished():
+                with contextlib.suppress(OmniError):
+                    group.update(client.call("bus.groups", topic=topic)["groups"][0])
+                    return group["lag"] + group["leased"] + group["retrying"] == 0
+
+            wait_for(finished, 10, f"the end of what is {topic}")
+            assert not client.deliveries, topic
+            assert group["dead"] == (n if topic == "dead" else 0), group
+        daemon.stop()
+
+
+@case
+def answers_to_tasks_of_a_server_that_lost_its_disk_do_not_finish_those_that_came_after_them():
+    """Both are numbered from 1, and another daemon has made the group anew before this one looks."""
+    n = 3
+    with Server("nats") as lost, bus(url := lost.values["bus_url"].replace("{case}", "omni")) as late, contextlib.closing(late.connect()) as client:
+        client.register("t", "a", prefetch=n)
+        for i in range(n):
+            client.publish("t", i)
+        old = [client.next_task() for _ in range(n)]
+        time.sleep(1)
+        late.process.send_signal(signal.SIGSTOP)
+        lost.do("kill")
+        shutil.rmtree(os.path.join(lost.folder, "1"))
+        lost.do("up")
+        with bus(url) as first, contextlib.closing(first.connect()) as other:
+            other.register("t", "a", prefetch=n)
+            for i in range(n):
+                other.publish("t", i + n)
+            new = [other.next_task() for _ in range(n)]
+            late.process.send_signal(signal.SIGCONT)
+            wait_for(lambda: client.turn(20) or client.notifications, 20)
+            assert [sorted(said["deliveries"]) for what, said in client.notifications] == [[t["delivery"] for t in old]], client.notifications
+            for task in old:
+                with contextlib.suppress(OmniError):
+                    client.ack(task)
+                    raise AssertionError("an answer that comes too late is taken")
+            client.close()
+            for task in new:
+                other.fail(task, "once more", delay_ms=0)
+            again = sorted(other.next_task(10)["payload"]["content"] for _ in range(n))
+            assert again == list(range(n, 2 * n)), again
+            first.stop()
+        late.stop()
 
 
 @case
