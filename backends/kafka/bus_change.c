@@ -11,6 +11,7 @@
  * Loop thread, but for run() of calls.
  */
 #include "admin.h"
+#include "look.h"
 
 struct letter {
         struct change *change;

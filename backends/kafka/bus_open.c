@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "admin.h"
+#include "look.h"
 
 enum { OPENINGS_MAX = 100, LOOK_MS = 2, LOOK_MAX_MS = 128, STARTS_MS = 10000 };
 

@@ -8,6 +8,7 @@
  * Loop thread, but for run() of calls.
  */
 #include "admin.h"
+#include "look.h"
 
 enum { SWEEP_MS = 5000, SWEEP_REST = 10 /* times what one took */, HELD_LIMIT = 1000 };
 
@@ -264,18 +265,17 @@ static int dead_run(struct query *q, struct om_error *e) {
 /* What the brokers are set to, by which "acknowledged" is as true as it is. */
 static void broker_settings(struct om_bus *b, int32_t id, int64_t *ret_isr, int64_t *ret_flush) {
         char name[16];
-        rd_kafka_ConfigResource_t *ask;
-        rd_kafka_queue_t *q = rd_kafka_queue_new(b->producer);
-        rd_kafka_event_t *ev;
+        rd_kafka_ConfigResource_t *broker;
+        struct admin_ask ask;
         size_t n = 0, n_entries = 0;
 
         snprintf(name, sizeof name, "%d", (int) id);
-        ask = rd_kafka_ConfigResource_new(RD_KAFKA_RESOURCE_BROKER, name);
-        rd_kafka_DescribeConfigs(b->producer, &ask, 1, NULL, q);
-        ev = rd_kafka_queue_poll(q, ADMIN_MS);
-        if (ev && !rd_kafka_event_error(ev)) {
+        broker = rd_kafka_ConfigResource_new(RD_KAFKA_RESOURCE_BROKER, name);
+        kafka_ask_init(&ask, b->producer, RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS);
+        rd_kafka_DescribeConfigs(b->producer, &broker, 1, ask.options, ask.queue);
+        if (kafka_ask_wait(&ask, "asking how a broker is configured", NULL) == 0) {
                 const rd_kafka_ConfigResource_t **r =
-                        rd_kafka_DescribeConfigs_result_resources(rd_kafka_event_DescribeConfigs_result(ev), &n);
+                        rd_kafka_DescribeConfigs_result_resources(rd_kafka_event_DescribeConfigs_result(ask.answer), &n);
                 const rd_kafka_ConfigEntry_t **entries = n ? rd_kafka_ConfigResource_configs(r[0], &n_entries) : NULL;
 
                 for (size_t i = 0; i < n_entries; i++) {
@@ -287,10 +287,8 @@ static void broker_settings(struct om_bus *b, int32_t id, int64_t *ret_isr, int6
                                 *ret_flush = atoll(value);
                 }
         }
-        if (ev)
-                rd_kafka_event_destroy(ev);
-        rd_kafka_queue_destroy(q);
-        rd_kafka_ConfigResource_destroy(ask);
+        kafka_ask_deinit(&ask);
+        rd_kafka_ConfigResource_destroy(broker);
 }
 
 static int health_run(struct query *q, struct om_error *e) {

@@ -101,44 +101,30 @@ static void made_one(struct om_bus *b, struct making *m, const rd_kafka_topic_re
 
 static int make_some(struct om_bus *b, struct making *m, size_t n, struct om_error *e) {
         rd_kafka_NewTopic_t **topics = calloc(n, sizeof(rd_kafka_NewTopic_t *));
-        rd_kafka_AdminOptions_t *options = rd_kafka_AdminOptions_new(b->producer, RD_KAFKA_ADMIN_OP_CREATETOPICS);
-        rd_kafka_queue_t *q = rd_kafka_queue_new(b->producer);
-        const rd_kafka_CreateTopics_result_t *result;
         const rd_kafka_topic_result_t **made;
-        rd_kafka_event_t *ev = NULL;
+        struct admin_ask ask;
         size_t n_topics = 0, n_made = 0;
         int r = 0;
 
-        rd_kafka_AdminOptions_set_request_timeout(options, ADMIN_MS, NULL, 0);
-        rd_kafka_AdminOptions_set_operation_timeout(options, ADMIN_MS, NULL, 0);
+        kafka_ask_init(&ask, b->producer, RD_KAFKA_ADMIN_OP_CREATETOPICS);
         for (size_t i = 0; topics && i < n; i++)
                 if ((topics[n_topics] = new_topic(b, &m[i])))
                         n_topics++;
-        if (n_topics < n || !topics) {
+        if (n_topics < n || !topics)
                 r = om_error_set_errno(e, ENOMEM, "Kafka");
-                goto out;
+        else {
+                rd_kafka_CreateTopics(b->producer, topics, n, ask.options, ask.queue);
+                r = kafka_ask_wait(&ask, "making topics", e);
         }
-        rd_kafka_CreateTopics(b->producer, topics, n, options, q);
-        ev = rd_kafka_queue_poll(q, ADMIN_MS + 1000);
-        if (!ev || rd_kafka_event_error(ev)) {
-                r = kafka_error(ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT, ev ? rd_kafka_event_error_string(ev) : NULL,
-                        "making topics", e);
-                goto out;
-        }
-        result = rd_kafka_event_CreateTopics_result(ev);
-        made = rd_kafka_CreateTopics_result_topics(result, &n_made);
+        made = r == 0 ? rd_kafka_CreateTopics_result_topics(rd_kafka_event_CreateTopics_result(ask.answer), &n_made) : NULL;
         for (size_t i = 0; i < n_made; i++)
                 for (size_t k = 0; k < n; k++)
                         if (strcmp(m[k].kname, rd_kafka_topic_result_name(made[i])) == 0)
                                 made_one(b, &m[k], made[i]);
-out:
-        if (ev)
-                rd_kafka_event_destroy(ev);
         if (topics)
                 rd_kafka_NewTopic_destroy_array(topics, n_topics);
         free(topics);
-        rd_kafka_queue_destroy(q);
-        rd_kafka_AdminOptions_destroy(options);
+        kafka_ask_deinit(&ask);
         return r;
 }
 

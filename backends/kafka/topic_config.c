@@ -16,44 +16,26 @@
 
 #define OURS "delete.retention.ms"
 
-static rd_kafka_AdminOptions_t *options_new(struct om_bus *b, rd_kafka_admin_op_t op) {
-        rd_kafka_AdminOptions_t *options = rd_kafka_AdminOptions_new(b->producer, op);
-
-        rd_kafka_AdminOptions_set_request_timeout(options, ADMIN_MS, NULL, 0);
-        return options;
-}
-
-/* The configurations of these topics: an event, to be destroyed, and in it what was answered. */
-static int describe(struct om_bus *b, char (*knames)[KAFKA_NAME_MAX + 1], size_t n, rd_kafka_event_t **ret,
+/* The configurations of these topics: an answer, in *ask until that is ended. */
+static int describe(struct om_bus *b, char (*knames)[KAFKA_NAME_MAX + 1], size_t n, struct admin_ask *ask,
         const rd_kafka_ConfigResource_t ***ret_topics, size_t *ret_n, struct om_error *e) {
         rd_kafka_ConfigResource_t **topics = calloc(n + 1, sizeof(rd_kafka_ConfigResource_t *));
-        rd_kafka_AdminOptions_t *options = options_new(b, RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS);
-        rd_kafka_queue_t *q = rd_kafka_queue_new(b->producer);
-        rd_kafka_event_t *ev = NULL;
-        int r = topics ? 0 : om_error_set_errno(e, ENOMEM, "Kafka");
+        int r;
 
-        *ret_n = 0;
-        for (size_t i = 0; r == 0 && i < n; i++)
+        if (!topics)
+                return om_error_set_errno(e, ENOMEM, "Kafka");
+        for (size_t i = 0; i < n; i++)
                 topics[i] = rd_kafka_ConfigResource_new(RD_KAFKA_RESOURCE_TOPIC, knames[i]);
-        if (r == 0) {
-                rd_kafka_DescribeConfigs(b->producer, topics, n, options, q);
-                ev = rd_kafka_queue_poll(q, ADMIN_MS + 1000);
-                if (!ev || rd_kafka_event_error(ev))
-                        r = kafka_error(ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT,
-                                ev ? rd_kafka_event_error_string(ev) : NULL, "asking how a topic is configured", e);
-        }
-        if (topics)
-                rd_kafka_ConfigResource_destroy_array(topics, r == 0 || ev ? n : 0);
+        kafka_ask_init(ask, b->producer, RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS);
+        rd_kafka_DescribeConfigs(b->producer, topics, n, ask->options, ask->queue);
+        r = kafka_ask_wait(ask, "asking how a topic is configured", e);
+        rd_kafka_ConfigResource_destroy_array(topics, n);
         free(topics);
-        rd_kafka_queue_destroy(q);
-        rd_kafka_AdminOptions_destroy(options);
-        if (r < 0 && ev)
-                rd_kafka_event_destroy(ev);
         if (r < 0)
-                return r;
-        *ret = ev;
-        *ret_topics = rd_kafka_DescribeConfigs_result_resources(rd_kafka_event_DescribeConfigs_result(ev), ret_n);
-        return 0;
+                kafka_ask_deinit(ask);
+        else
+                *ret_topics = rd_kafka_DescribeConfigs_result_resources(rd_kafka_event_DescribeConfigs_result(ask->answer), ret_n);
+        return r;
 }
 
 static bool is_set(const rd_kafka_ConfigEntry_t *entry) {
@@ -72,7 +54,7 @@ static int64_t own_retention(const rd_kafka_ConfigResource_t *topic) {
 
 int kafka_retentions(struct om_bus *b, char (*knames)[KAFKA_NAME_MAX + 1], size_t n, int64_t *ret, struct om_error *e) {
         const rd_kafka_ConfigResource_t **topics;
-        rd_kafka_event_t *ev;
+        struct admin_ask ask;
         size_t n_topics;
         int r;
 
@@ -80,7 +62,7 @@ int kafka_retentions(struct om_bus *b, char (*knames)[KAFKA_NAME_MAX + 1], size_
                 ret[i] = b->settings.retention_ms;
         if (!n)
                 return 0;
-        r = describe(b, knames, n, &ev, &topics, &n_topics, e);
+        r = describe(b, knames, n, &ask, &topics, &n_topics, e);
         if (r < 0)
                 return r;
         for (size_t i = 0; i < n_topics; i++)
@@ -95,31 +77,25 @@ int kafka_retentions(struct om_bus *b, char (*knames)[KAFKA_NAME_MAX + 1], size_
                                 ret[k] = own;
                         break;
                 }
-        rd_kafka_event_destroy(ev);
+        kafka_ask_deinit(&ask);
         return 0;
 }
 
 static int alter(struct om_bus *b, rd_kafka_ConfigResource_t *topic, struct om_error *e) {
         char what[KAFKA_NAME_MAX + 80];
-        rd_kafka_AdminOptions_t *options = options_new(b, RD_KAFKA_ADMIN_OP_ALTERCONFIGS);
-        rd_kafka_queue_t *q = rd_kafka_queue_new(b->producer);
         const rd_kafka_ConfigResource_t **done;
-        rd_kafka_event_t *ev;
+        struct admin_ask ask;
         size_t n = 0;
-        int r = 0;
+        int r;
 
         snprintf(what, sizeof what, "configuring the topic %s (takes the right AlterConfigs)", rd_kafka_ConfigResource_name(topic));
-        rd_kafka_AlterConfigs(b->producer, &topic, 1, options, q);
-        ev = rd_kafka_queue_poll(q, ADMIN_MS + 1000);
-        if (!ev || rd_kafka_event_error(ev))
-                r = kafka_error(
-                        ev ? rd_kafka_event_error(ev) : RD_KAFKA_RESP_ERR__TIMED_OUT, ev ? rd_kafka_event_error_string(ev) : NULL, what, e);
-        else if ((done = rd_kafka_AlterConfigs_result_resources(rd_kafka_event_AlterConfigs_result(ev), &n)) && n)
+        kafka_ask_init(&ask, b->producer, RD_KAFKA_ADMIN_OP_ALTERCONFIGS);
+        rd_kafka_AlterConfigs(b->producer, &topic, 1, ask.options, ask.queue);
+        r = kafka_ask_wait(&ask, what, e);
+        done = r == 0 ? rd_kafka_AlterConfigs_result_resources(rd_kafka_event_AlterConfigs_result(ask.answer), &n) : NULL;
+        if (n)
                 r = kafka_error(rd_kafka_ConfigResource_error(done[0]), rd_kafka_ConfigResource_error_string(done[0]), what, e);
-        if (ev)
-                rd_kafka_event_destroy(ev);
-        rd_kafka_queue_destroy(q);
-        rd_kafka_AdminOptions_destroy(options);
+        kafka_ask_deinit(&ask);
         return r;
 }
 
@@ -128,16 +104,16 @@ int kafka_retention_set(struct om_bus *b, const char *kname, int64_t ms, struct 
         const rd_kafka_ConfigResource_t **topics;
         rd_kafka_ConfigResource_t *topic;
         const rd_kafka_ConfigEntry_t **entries;
-        rd_kafka_event_t *ev;
+        struct admin_ask ask;
         int64_t by = om_clock_ms() + ADMIN_MS;
         size_t n_topics, n = 0;
         int r;
 
         snprintf(names[0], sizeof names[0], "%s", kname);
         /* One that was just made is not known to every broker yet. */
-        while ((r = describe(b, names, 1, &ev, &topics, &n_topics, e)) == 0 && n_topics &&
+        while ((r = describe(b, names, 1, &ask, &topics, &n_topics, e)) == 0 && n_topics &&
                 rd_kafka_ConfigResource_error(topics[0]) == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART && om_clock_ms() < by) {
-                rd_kafka_event_destroy(ev);
+                kafka_ask_deinit(&ask);
                 usleep(10000);
         }
         if (r < 0)
@@ -146,7 +122,7 @@ int kafka_retention_set(struct om_bus *b, const char *kname, int64_t ms, struct 
                 snprintf(what, sizeof what, "asking how the topic %s is configured (takes the right DescribeConfigs)", kname);
                 r = kafka_error(n_topics ? rd_kafka_ConfigResource_error(topics[0]) : RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
                         n_topics ? rd_kafka_ConfigResource_error_string(topics[0]) : NULL, what, e);
-                rd_kafka_event_destroy(ev);
+                kafka_ask_deinit(&ask);
                 return r;
         }
         topic = rd_kafka_ConfigResource_new(RD_KAFKA_RESOURCE_TOPIC, kname);
@@ -157,7 +133,7 @@ int kafka_retention_set(struct om_bus *b, const char *kname, int64_t ms, struct 
                                 topic, rd_kafka_ConfigEntry_name(entries[i]), rd_kafka_ConfigEntry_value(entries[i]));
         snprintf(text, sizeof text, "%lld", (long long) ms);
         rd_kafka_ConfigResource_set_config(topic, OURS, text);
-        rd_kafka_event_destroy(ev);
+        kafka_ask_deinit(&ask);
         r = alter(b, topic, e);
         rd_kafka_ConfigResource_destroy(topic);
         return r;
