@@ -154,6 +154,7 @@ int kafka_member(struct om_bus *b, struct om_error *e);                    /* li
 void kafka_wake(struct om_bus *b);                                         /* fetches that wait end */
 rd_kafka_t *kafka_handle(struct om_bus *b, rd_kafka_type_t type, const char *const (*properties)[2], struct om_error *e);
 void kafka_watch(struct om_bus *b, rd_kafka_queue_t *q, uint32_t code);
+enum { CODE_PART = 256 }; /* from here on, two for each partition */
 int kafka_link_open(struct om_bus *b, struct om_error *e);
 void kafka_link_suspect(struct om_bus *b); /* something says that the brokers are away: asked */
 void kafka_link_close(struct om_bus *b);   /* ends with b->close_op's completion */
@@ -179,7 +180,7 @@ struct opening {
 };
 void kafka_open(struct om_bus *b, struct opening *o); /* done() is called later */
 
-/* -- groups and their partitions (bus_group.c, bus_member.c, bus_part.c) -------------------------------------------------------------- */
+/* -- groups and their partitions (bus_group.c, bus_member.c, bus_part.c, bus_deliver.c) --------------------------------- */
 
 struct key {
         UT_hash_handle hh;
@@ -310,17 +311,23 @@ void kafka_part_stop(struct part *p); /* reads no more */
 void kafka_part_lose(struct part *p); /* not ours: what is out is revoked */
 void kafka_lane_ready(struct om_bus *b, struct lane *l);
 void kafka_on_wake_timer(evutil_socket_t fd, short what, void *ctx);
-void kafka_pump_soon(struct om_bus *b);
-void kafka_sub_forget(struct om_bus_sub *s); /* nobody serves its group: what was on its way to the core stays */
 void kafka_part_readable(struct om_bus *b, uint32_t code);
+void kafka_part_read(struct part *p, int which, size_t n); /* what has come, at most so many messages */
+void kafka_part_touch(struct part *p);                     /* something changed that a commit should say, soon */
 void kafka_part_pack(struct part *p, struct om_buf *b, bool clean);
 int kafka_part_state(const struct part *p, bool clean, struct kafka_state *ret); /* borrows the runs */
 void kafka_part_state_free(struct kafka_state *s);
-void kafka_revoked_soon(struct om_bus *b, struct group *g, struct om_delivery **out, size_t n);
-void kafka_revoked_except(struct om_bus *b, const struct om_delivery *d, const struct om_bus_sub *sub);
-void kafka_part_touch(struct part *p);                                            /* something changed that a commit should say, soon */
+
+/* bus_deliver.c */
+void kafka_delivery_arrived(struct part *p, int which, rd_kafka_message_t *m);    /* takes it */
+void kafka_delivery_ready(struct delivery *d);                                    /* for the core, in its place */
 void kafka_delivery_again(struct delivery *d, uint32_t attempts, int64_t due_ms); /* settled so */
 void kafka_delivery_over(struct delivery *d);                                     /* finished, or not ours */
+void kafka_delivery_free(struct delivery *d);                                     /* one of no partition */
+void kafka_pump_soon(struct om_bus *b);
+void kafka_sub_forget(struct om_bus_sub *s); /* nobody serves its group: what was on its way to the core stays */
+void kafka_revoked_soon(struct om_bus *b, struct group *g, struct om_delivery **out, size_t n);
+void kafka_revoked_except(struct om_bus *b, const struct om_delivery *d, const struct om_bus_sub *sub);
 
 /* -- settling (bus_settle.c, bus_txn.c) ---------------------------------------------------------------------------------- */
 

@@ -16,7 +16,7 @@
 
 #include "bus_state.h"
 
-enum { CODE_PRODUCER, CODE_MEMBER, CODE_LANE, CODE_PART = 256, PROBE_MS = 1000, SUSPECT_MS = 300, SILENT_MS = 500, BEAT_MS = 100 };
+enum { CODE_PRODUCER, CODE_MEMBER, CODE_LANE, PROBE_MS = 1000, SUSPECT_MS = 300, SILENT_MS = 500, BEAT_MS = 100 };
 
 /* -- workers ---------------------------------------------------------------------------------------------------------- */
 
