@@ -440,7 +440,7 @@ static void rejoin_run(struct call *call) {
         const struct rd_kafka_metadata *md;
 
         /* The library sees that there are more partitions, and joins the consumer group anew; its leader shares them out. */
-        if (rd_kafka_metadata(call->bus->member, 1, NULL, &md, ADMIN_MS) == RD_KAFKA_RESP_ERR_NO_ERROR)
+        if (call->bus->member && rd_kafka_metadata(call->bus->member, 1, NULL, &md, ADMIN_MS) == RD_KAFKA_RESP_ERR_NO_ERROR)
                 rd_kafka_metadata_destroy(md);
 }
 
@@ -456,13 +456,14 @@ static void rejoin_done(struct call *call) {
 
 static void added_free(struct send *s) {
         struct change *c = ((struct added *) s->ctx)->change;
+        struct om_bus *b = c->job.bus;
         struct om_error e;
 
         if (--c->left)
                 return;
         c->call.run = rejoin_run;
         c->call.done = rejoin_done;
-        if (!c->job.bus->member || !c->n_added || kafka_call(c->job.bus, WORKER_MEMBER, &c->call, &e) < 0)
+        if ((!b->renewing && !b->member) || !c->n_added || kafka_call(b, WORKER_MEMBER, &c->call, &e) < 0)
                 rejoin_done(&c->call);
 }
 

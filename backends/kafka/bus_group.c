@@ -176,7 +176,7 @@ static void is_made(struct subscribing *s) {
         struct om_error e = OM_ERROR_INIT;
         struct group *g = kafka_group_find(b, om_span_of(s->topic), om_span_of(s->agent));
 
-        if (kafka_member(b, &e) < 0) {
+        if (!b->renewing && kafka_member(b, &e) < 0) {
                 kafka_job_over(&s->job, -EINVAL, &e);
                 return;
         }

@@ -8,7 +8,10 @@
  *     others are idle;
  *   - a partition that goes to another daemon is let go of after what is out was settled, or rebalance_grace_ms;
  *   - one that was taken from us (the library also says so where a commit met a rebalance) is suspended. When it is given to us again and
- *     nobody has committed for it meanwhile, it goes on where it was; else it is let go of.
+ *     nobody has committed for it meanwhile, it goes on where it was; else it is let go of;
+ *   - a member that was fenced is of no use any more. Where it has once asked to join without an answer, a broker that was frozen may have
+ *     let it in when it went on, and take the member as it is now for another daemon's of that name: it is made anew then. Else another
+ *     daemon does have that name, which somebody must mend: the bus fails.
  *
  * Loop thread, but for run() of calls.
  */
@@ -351,10 +354,83 @@ void kafka_rebalanced(rd_kafka_t *rk, rd_kafka_resp_err_t err, rd_kafka_topic_pa
         kafka_revoke_check(b);
 }
 
+static void renew_run(struct call *c) {
+        struct om_bus *b = c->bus;
+
+        if (b->member) {
+                rd_kafka_queue_destroy(b->member_queue);
+                rd_kafka_destroy_flags(b->member, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+                b->member = NULL;
+        }
+        c->status = kafka_member(b, &c->error);
+        if (c->status < 0)
+                usleep(100000);
+}
+
+static void renew_done(struct call *c) {
+        struct om_bus *b = c->bus;
+
+        if (c->status < 0 && kafka_call(b, WORKER_MEMBER, c, &c->error) == 0)
+                return;
+        b->renewing = false;
+        if (!b->closing)
+                kafka_subscription_soon(b);
+}
+
+static void renew(struct om_bus *b) {
+        struct om_error e;
+
+        b->renewing = true;
+        b->renewal.run = renew_run;
+        b->renewal.done = renew_done;
+        atomic_store(&b->joining, false);
+        atomic_store(&b->join_unanswered, false);
+        event_del(b->revoke_timer);
+        if (b->revoking)
+                rd_kafka_topic_partition_list_destroy(b->revoking);
+        b->revoking = NULL;
+        rd_kafka_topic_partition_list_destroy(b->assigned);
+        b->assigned = rd_kafka_topic_partition_list_new(16);
+        b->committing = false; /* its answer goes with the handle */
+        for (struct group *g = b->groups; g; g = g->hh.next)
+                for (int i = 0; i < g->n_parts; i++) {
+                        struct part *p = g->parts[i];
+
+                        if (p->in_commit && !p->in_txn)
+                                kafka_commit_done(b, p, false);
+                        if (g->leaving)
+                                kafka_part_lose(p);
+                        else
+                                kafka_part_suspend(p);
+                }
+        reap(b);
+        if (kafka_call(b, WORKER_MEMBER, &b->renewal, &e) < 0)
+                kafka_give_up(b, b->member);
+}
+
+static void is_fatal(struct om_bus *b) {
+        char why[400];
+
+        if (rd_kafka_fatal_error(b->member, why, sizeof why) != RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID || !atomic_load(&b->join_unanswered)) {
+                kafka_give_up(b, b->member);
+                return;
+        }
+        om_host_log(b->host, OM_LOG_NOTICE,
+                "Kafka: the consumer group took this daemon for two, after a request to join that the brokers left unanswered: it joins "
+                "again");
+        renew(b);
+}
+
 void kafka_member_poll(struct om_bus *b) {
         rd_kafka_message_t *m;
 
-        while (!b->member_closed && b->member && (m = rd_kafka_consumer_poll(b->member, 0))) {
+        while (!b->member_closed && !b->renewing && b->member && (m = rd_kafka_consumer_poll(b->member, 0))) {
+                if (m->err == RD_KAFKA_RESP_ERR__FATAL) {
+                        rd_kafka_message_destroy(m);
+                        if (b->state != OM_BUS_FAILED)
+                                is_fatal(b);
+                        return;
+                }
                 if (m->err && m->err != RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
                         struct om_error e = OM_ERROR_INIT;
 
@@ -409,7 +485,7 @@ static void on_subscribe_timer(evutil_socket_t fd, short what, void *ctx) {
         struct om_bus *b = ctx;
         struct om_error e;
 
-        if (b->closing || !b->member)
+        if (b->closing || b->renewing || !b->member)
                 return;
         if (b->subscribing_to) {
                 b->subscribe_again = true;

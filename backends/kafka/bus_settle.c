@@ -398,8 +398,10 @@ static void commit(struct om_post *post) {
         b->commit_posted = false;
         if (b->closing)
                 return;
-        if (atomic_load(&b->joining) && !b->ending) /* goes on with the answer */
+        if (b->renewing || (atomic_load(&b->joining) && !b->ending)) { /* goes on with the answer */
+                over_if_ending(b);
                 return;
+        }
         for (struct group *g = b->groups; g; g = g->hh.next)
                 for (int i = 0; i < g->n_parts; i++) {
                         struct part *p = g->parts[i];

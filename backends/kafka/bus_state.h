@@ -156,8 +156,9 @@ rd_kafka_t *kafka_handle(struct om_bus *b, rd_kafka_type_t type, const char *con
 void kafka_watch(struct om_bus *b, rd_kafka_queue_t *q, uint32_t code);
 enum { CODE_PART = 256 }; /* from here on, two for each partition */
 int kafka_link_open(struct om_bus *b, struct om_error *e);
-void kafka_link_suspect(struct om_bus *b); /* something says that the brokers are away: asked */
-void kafka_link_close(struct om_bus *b);   /* ends with b->close_op's completion */
+void kafka_give_up(struct om_bus *b, rd_kafka_t *rk); /* the library says that nothing goes on with this handle */
+void kafka_link_suspect(struct om_bus *b);            /* something says that the brokers are away: asked */
+void kafka_link_close(struct om_bus *b);              /* ends with b->close_op's completion */
 int kafka_error(rd_kafka_resp_err_t err, const char *text, const char *what, struct om_error *e);
 
 /* -- opening groups (bus_open.c) ----------------------------------------------------------------------------------------- */
@@ -454,7 +455,10 @@ struct om_bus {
 
         struct om_post commit_post;
         bool commit_posted, committing;
-        atomic_bool joining; /* the member's generation is about to change: no commits */
+        atomic_bool joining;         /* the member's generation is about to change: no commits */
+        atomic_bool join_unanswered; /* the member has once asked to join and got no answer: it may have joined all the same */
+        struct call renewal;
+        bool renewing; /* the member is the worker's, which makes it anew */
         int64_t commit_after_ms;
         struct txn *txn;
         bool txn_busy, sweeping, undeleted; /* the last sweep may not delete */

@@ -67,19 +67,23 @@ static void log_it(const rd_kafka_t *rk, int level, const char *facility, const 
                 om_host_log(b->host, level <= 2 ? OM_LOG_WARNING : OM_LOG_DEBUG, "Kafka: %s: %s", facility, text);
 }
 
+void kafka_give_up(struct om_bus *b, rd_kafka_t *rk) {
+        char why[400];
+        rd_kafka_resp_err_t fatal = rd_kafka_fatal_error(rk, why, sizeof why);
+
+        kafka_error(fatal, why, "given up", &b->reason);
+        b->state = OM_BUS_FAILED;
+        kafka_sends_fail(b);
+        b->events->state(b->core, OM_BUS_FAILED, &b->reason);
+}
+
 static void on_error(rd_kafka_t *rk, int err, const char *text, void *opaque) {
         struct om_bus *b = opaque;
 
         if (b->closing)
                 return;
         if (err == RD_KAFKA_RESP_ERR__FATAL) {
-                char why[400];
-                rd_kafka_resp_err_t fatal = rd_kafka_fatal_error(rk, why, sizeof why);
-
-                kafka_error(fatal, why, "given up", &b->reason);
-                b->state = OM_BUS_FAILED;
-                kafka_sends_fail(b);
-                b->events->state(b->core, OM_BUS_FAILED, &b->reason);
+                kafka_give_up(b, rk);
                 return;
         }
         if (err != RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
@@ -88,11 +92,12 @@ static void on_error(rd_kafka_t *rk, int err, const char *text, void *opaque) {
                 kafka_link_suspect(b);
 }
 
+enum { JOIN_GROUP = 11 }; /* the request's key in Kafka's protocol */
+
 /* Between a member's JoinGroup and its answer a commit would still name the old generation, and the broker's refusal makes the library take
- * all partitions for lost: so commits wait. This is called on a thread of the library. */
+ * all partitions for lost: so commits wait. These are called on threads of the library. */
 static rd_kafka_resp_err_t on_request_sent(
         rd_kafka_t *rk, int fd, const char *broker, int32_t id, int16_t key, int16_t version, int32_t corr, size_t size, void *opaque) {
-        enum { JOIN_GROUP = 11 };
         struct om_bus *b = opaque;
 
         if (key == JOIN_GROUP)
@@ -100,8 +105,22 @@ static rd_kafka_resp_err_t on_request_sent(
         return RD_KAFKA_RESP_ERR_NO_ERROR;
 }
 
+static rd_kafka_resp_err_t on_response(rd_kafka_t *rk, int fd, const char *broker, int32_t id, int16_t key, int16_t version, int32_t corr,
+        size_t size, int64_t rtt, rd_kafka_resp_err_t err, void *opaque) {
+        struct om_bus *b = opaque;
+
+        if (key == JOIN_GROUP && err) {
+                atomic_store(&b->join_unanswered, true);
+                om_host_log(
+                        b->host, OM_LOG_DEBUG, "Kafka: a request to join the consumer group was not answered: %s", rd_kafka_err2str(err));
+        }
+        return RD_KAFKA_RESP_ERR_NO_ERROR;
+}
+
 static rd_kafka_resp_err_t on_new(rd_kafka_t *rk, const rd_kafka_conf_t *conf, void *opaque, char *why, size_t size) {
-        return rd_kafka_interceptor_add_on_request_sent(rk, "omnidaemon", on_request_sent, opaque);
+        rd_kafka_resp_err_t err = rd_kafka_interceptor_add_on_request_sent(rk, "omnidaemon", on_request_sent, opaque);
+
+        return err ? err : rd_kafka_interceptor_add_on_response_received(rk, "omnidaemon", on_response, opaque);
 }
 
 rd_kafka_t *kafka_handle(struct om_bus *b, rd_kafka_type_t type, const char *const (*properties)[2], struct om_error *e) {

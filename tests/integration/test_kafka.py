@@ -275,6 +275,49 @@ def the_brokers_are_asked_about_many_groups_together():
         assert len(swept) <= 10 and max(swept) >= 10, swept
 
 
+@contextlib.contextmanager
+def member_of_the_same_name(url, name):
+    """Another one joins the daemon's consumer group as the member that the daemon is."""
+    brokers = url.split("//")[1].split("?")[0]
+    command = ["kcat", "-q", "-b", brokers, "-X", f"group.instance.id={name}", "-X", "partition.assignment.strategy=cooperative-sticky", "-G", "x.omnidaemon", "x.omni-wake"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@case
+def a_daemon_whose_name_another_one_has_says_so_and_one_that_a_frozen_broker_takes_for_two_joins_again():
+    with Server("kafka") as server:
+        url = server.values["bus_url"].replace("{case}", "x") + "&instance=mine"
+        with Daemon(env={"EVENT_BUS_URL": url, "LOG_LEVEL": "debug"}) as d, contextlib.closing(d.connect()) as c:
+
+            def works(n):
+                c.publish("t", n)
+                task = c.next_task(20)
+                assert task["payload"]["content"] == n, task
+                c.ack(task)
+
+            c.register("t", "a")
+            works(0)
+            server.do("pause")
+            wait_for(lambda: "was not answered" in d.log_text(), 60)
+            server.do("resume")
+            wait_for(lambda: c.call("health")["bus"]["status"] == "up", 20)
+            works(1)
+            time.sleep(2)  # some heartbeats: the broker may have done by itself what comes now
+            if "it joins again" not in d.log_text():
+                with member_of_the_same_name(url, "mine"):
+                    wait_for(lambda: "it joins again" in d.log_text(), 30)
+            works(2)
+            with member_of_the_same_name(url, "mine"):
+                wait_for(lambda: c.call("health")["bus"]["status"] == "down", 30)
+            assert "another daemon has the same name (instance=" in c.call("health")["bus"]["error"], c.call("health")["bus"]
+            d.stop()
+
+
 @case
 def a_user_with_few_rights_uses_what_others_made_and_is_told_which_right_is_missing():
     with Server("kafka", "sasl") as server, tempfile.TemporaryDirectory() as folder:
