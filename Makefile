@@ -78,6 +78,8 @@ CTL_OBJ     := $(call obj,$(CTL_SRC))
 TESTLIB_OBJ := $(call obj,$(TESTLIB_SRC))
 MODULE_OBJ  := $(sort $(foreach m,$(MODULES),$(call obj,$(wildcard backends/$(m)/*.c) $(SHARED_$(m):%=backends/%.c))))
 MODULE_SO   := $(foreach m,$(MODULES),$(patsubst backends/$(m)/%.c,$(B)/lib/omnidaemon/%_$(m).so,$(wildcard backends/$(m)/bus.c backends/$(m)/store.c)))
+# What TSan does not know of threads, in daemons that are built with it.
+TSAN_OBJ := $(if $(findstring thread,$(SANITIZE)),$(call obj,tests/lib/c11_threads.c))
 DAEMON_NOMAIN := $(filter-out $(B)/obj/daemon/main.o,$(DAEMON_OBJ))
 CTL_NOMAIN  := $(filter-out $(B)/obj/client/ctl/main.o,$(CTL_OBJ))
 
@@ -86,7 +88,7 @@ UNIT  := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 INTEG := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/integration/test_*.c))
 TOOLS := $(patsubst tests/lib/bin/%.c,$(B)/tests/bin/%,$(wildcard tests/lib/bin/*.c))
 
-.PHONY: all demo test test-unit test-integration test-valgrind conformance soak bench bench-instructions fuzz fuzz-build fuzz-coverage replay-build lint format deps deps-test install \
+.PHONY: all demo test test-unit test-threads test-integration test-valgrind conformance soak bench bench-instructions fuzz fuzz-build fuzz-coverage replay-build lint format deps deps-test install \
         uninstall clean help programs tests-build
 
 all: deps ## build everything into build/ (installs what the build misses)
@@ -104,7 +106,7 @@ $(B)/obj/%.o: %.c
 	$(Q)$(CC) $(CPPFLAGS_ALL) $(DAEMON_CFLAGS) $(MODULE_CFLAGS) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
 
 # What modules take of the program that loads them: all of proto/, and what backends share. libomniclient's map hides it again.
-$(PROTO_OBJ) $(call obj,$(filter-out $(SHARED_SRC),$(wildcard backends/*.c))): CFLAGS_ALL += -fvisibility=default
+$(PROTO_OBJ) $(call obj,$(filter-out $(SHARED_SRC),$(wildcard backends/*.c))) $(TSAN_OBJ): CFLAGS_ALL += -fvisibility=default
 
 define MODULE_RULES
 $$(call obj,$$(wildcard backends/$(1)/*.c)) $$(B)/obj/tests/unit/test_$(1).o: MODULE_CFLAGS = $$(shell pkg-config --cflags $$(PKGS_$(1)))
@@ -117,7 +119,7 @@ $$(B)/lib/omnidaemon/bus_$(1).so $$(B)/lib/omnidaemon/store_$(1).so:
 endef
 $(foreach m,$(MODULES),$(eval $(call MODULE_RULES,$(m))))
 
-$(B)/bin/omnidaemond: $(DAEMON_OBJ) $(BACKEND_OBJ) $(PROTO_OBJ)
+$(B)/bin/omnidaemond: $(DAEMON_OBJ) $(BACKEND_OBJ) $(PROTO_OBJ) $(TSAN_OBJ)
 	@mkdir -p $(@D)
 	$(call say,LINK)
 	$(Q)$(CC) -pie -rdynamic $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) -o $@
@@ -237,7 +239,7 @@ $(B)/tests/fault/inject_%.o: tests/fault/inject_%.c tests/fault/inject.h
 	$(call say,CC)
 	$(Q)$(INJECT_CC) -DOM_INJECT_SANITIZED -c $< -o $@
 
-$(B)/tests/fault/omnidaemond: $(DAEMON_OBJ) $(BACKEND_OBJ) $(PROTO_OBJ) $(B)/tests/fault/inject_control.o $(B)/tests/fault/inject_memory.o
+$(B)/tests/fault/omnidaemond: $(DAEMON_OBJ) $(BACKEND_OBJ) $(PROTO_OBJ) $(TSAN_OBJ) $(B)/tests/fault/inject_control.o $(B)/tests/fault/inject_memory.o
 	@mkdir -p $(@D)
 	$(call say,LINK)
 	$(Q)$(CC) -pie -rdynamic $(LDFLAGS_ALL) $^ $(DAEMON_LIBS) -o $@
@@ -255,6 +257,12 @@ test: deps-test ## build and run every test; fuzz each parser for FUZZ_SECONDS (
 test-unit: deps-test ## only the unit tests
 	@$(MAKE) --no-print-directory $(UNIT)
 	@tests/run $(B) unit
+
+# Not what promises memory or seconds: ThreadSanitizer takes many times as much of both.
+THREAD_CASES := B01,B02,B03,B06,B07,B11,B13,B17,B18,B20,B23,B34,B35,B42,S01,S02,S03,S04,S11
+test-threads: deps-test ## with CC=clang SANITIZE=thread: the unit tests, and the daemon on each system
+	@$(MAKE) --no-print-directory $(UNIT) programs $(CONFORMANCE)
+	@TEST_CASES=$(THREAD_CASES) TEST_NOT=':kinds$$' tests/run $(B) unit conformance
 
 soak: deps-test ## the long forms of the fault tests, and all of valgrind: an hour (FAULT_ONLY=PATTERN, FAULT_SEED=N, FAULT_KILLS=N … for less)
 	@$(MAKE) --no-print-directory tests-build
