@@ -42,9 +42,9 @@ int kafka_watermarks(struct om_bus *b, rd_kafka_topic_partition_list_t *ends, rd
                 begins->elems[i].offset = RD_KAFKA_OFFSET_BEGINNING;
         }
         if (ends->cnt)
-                err = rd_kafka_offsets_for_times(b->producer, ends, ADMIN_MS);
+                err = rd_kafka_offsets_for_times(b->asker, ends, ADMIN_MS);
         if (!err && begins->cnt)
-                err = rd_kafka_offsets_for_times(b->producer, begins, ADMIN_MS);
+                err = rd_kafka_offsets_for_times(b->asker, begins, ADMIN_MS);
         return err ? kafka_error(err, NULL, "asking for offsets", e) : 0;
 }
 
@@ -87,7 +87,7 @@ int kafka_read(struct om_bus *b, const char *kname, int32_t p, int64_t from, int
 
         if (!more)
                 return 0;
-        rk = kafka_handle(b, RD_KAFKA_CONSUMER, properties, e);
+        rk = kafka_handle(b, HANDLE_CALL, properties, e);
         if (!rk)
                 return -EINVAL;
         t = rd_kafka_topic_new(rk, kname, NULL);
@@ -125,11 +125,11 @@ int kafka_delete_topics(struct om_bus *b, const char *const *knames, size_t n, s
         int r = topics ? 0 : om_error_set_errno(e, ENOMEM, "Kafka");
 
         *ret_deleted = 0;
-        kafka_ask_init(&ask, b->producer, RD_KAFKA_ADMIN_OP_DELETETOPICS);
+        kafka_ask_init(&ask, b->asker, RD_KAFKA_ADMIN_OP_DELETETOPICS);
         for (size_t i = 0; !r && i < n; i++)
                 topics[i] = rd_kafka_DeleteTopic_new(knames[i]);
         if (!r && n) {
-                rd_kafka_DeleteTopics(b->producer, topics, n, ask.options, ask.queue);
+                rd_kafka_DeleteTopics(b->asker, topics, n, ask.options, ask.queue);
                 r = kafka_ask_wait(&ask, "deleting topics", e);
         }
         if (!r && n) {
@@ -158,8 +158,8 @@ int kafka_delete_records(struct om_bus *b, rd_kafka_topic_partition_list_t *befo
         struct admin_ask ask;
         int r;
 
-        kafka_ask_init(&ask, b->producer, RD_KAFKA_ADMIN_OP_DELETERECORDS);
-        rd_kafka_DeleteRecords(b->producer, &del, 1, ask.options, ask.queue);
+        kafka_ask_init(&ask, b->asker, RD_KAFKA_ADMIN_OP_DELETERECORDS);
+        rd_kafka_DeleteRecords(b->asker, &del, 1, ask.options, ask.queue);
         r = kafka_ask_wait(&ask, "deleting what is finished", e);
         done = r == 0 ? rd_kafka_DeleteRecords_result_offsets(rd_kafka_event_DeleteRecords_result(ask.answer)) : NULL;
         for (int i = 0; done && i < done->cnt; i++) {
@@ -177,7 +177,7 @@ int kafka_delete_records(struct om_bus *b, rd_kafka_topic_partition_list_t *befo
 /* -- partitions, offsets ---------------------------------------------------------------------------------------------------------- */
 
 int kafka_partitions_of(struct om_bus *b, const char *kname, int least, struct om_error *e) {
-        rd_kafka_topic_t *t = rd_kafka_topic_new(b->producer, kname, NULL);
+        rd_kafka_topic_t *t = rd_kafka_topic_new(b->asker, kname, NULL);
         int64_t by = om_clock_ms() + PROPAGATION_MS;
         const struct rd_kafka_metadata *md;
         rd_kafka_resp_err_t err;
@@ -186,7 +186,7 @@ int kafka_partitions_of(struct om_bus *b, const char *kname, int least, struct o
         if (!t)
                 return om_error_set_errno(e, ENOMEM, "Kafka");
         for (;;) {
-                err = rd_kafka_metadata(b->producer, 0, t, &md, ADMIN_MS);
+                err = rd_kafka_metadata(b->asker, 0, t, &md, ADMIN_MS);
                 if (!err) {
                         err = md->topic_cnt ? md->topics[0].err : RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
                         n = err ? 0 : md->topics[0].partition_cnt;
@@ -213,8 +213,8 @@ int kafka_grow_topic(struct om_bus *b, const char *kname, int n, struct om_error
         if (!more)
                 return om_error_set(e, OM_INVALID, "Kafka: %s", why);
         snprintf(what, sizeof what, "adding partitions to the topic %s (takes the right Alter)", kname);
-        kafka_ask_init(&ask, b->producer, RD_KAFKA_ADMIN_OP_CREATEPARTITIONS);
-        rd_kafka_CreatePartitions(b->producer, &more, 1, ask.options, ask.queue);
+        kafka_ask_init(&ask, b->asker, RD_KAFKA_ADMIN_OP_CREATEPARTITIONS);
+        rd_kafka_CreatePartitions(b->asker, &more, 1, ask.options, ask.queue);
         r = kafka_ask_wait(&ask, what, e);
         t = r == 0 ? rd_kafka_CreatePartitions_result_topics(rd_kafka_event_CreatePartitions_result(ask.answer), &count) : NULL;
         if (t && count)
@@ -240,12 +240,12 @@ int kafka_find_offsets(struct om_bus *b, const char *log, int n, enum om_start s
                 times = rd_kafka_topic_partition_list_new(n);
                 for (int i = 0; i < n; i++)
                         rd_kafka_topic_partition_list_add(times, log, i)->offset = start_ms;
-                err = rd_kafka_offsets_for_times(b->producer, times, ADMIN_MS);
+                err = rd_kafka_offsets_for_times(b->asker, times, ADMIN_MS);
         }
         for (int i = 0; i < n && !err; i++) {
                 int64_t low, high;
 
-                while ((err = rd_kafka_query_watermark_offsets(b->producer, log, i, &low, &high, ADMIN_MS)) && is_new(err) &&
+                while ((err = rd_kafka_query_watermark_offsets(b->asker, log, i, &low, &high, ADMIN_MS)) && is_new(err) &&
                         om_clock_ms() < by)
                         usleep(10000);
                 ret[i] = start == OM_START_FIRST ? low : high;

@@ -45,7 +45,7 @@ struct load {
 static int read_start(struct om_bus *b, struct load_item *item, struct om_error *e) {
         static const char *const properties[][2] = { { "enable.auto.commit", "false" }, { "auto.offset.reset", "earliest" },
                 { "fetch.wait.max.ms", "100" }, { NULL, NULL } };
-        rd_kafka_t *rk = kafka_handle(b, RD_KAFKA_CONSUMER, properties, e);
+        rd_kafka_t *rk = kafka_handle(b, HANDLE_CALL, properties, e);
         rd_kafka_topic_t *t = rk ? rd_kafka_topic_new(rk, item->kname, NULL) : NULL;
         rd_kafka_message_t *m = NULL;
         int64_t by = om_clock_ms() + PROPAGATION_MS;
@@ -362,6 +362,7 @@ static void renew_run(struct call *c) {
                 rd_kafka_destroy_flags(b->member, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
                 b->member = NULL;
         }
+        atomic_store(&b->join_unanswered, false); /* what it was still to be told is no answer either */
         c->status = kafka_member(b, &c->error);
         if (c->status < 0)
                 usleep(100000);
@@ -384,7 +385,6 @@ static void renew(struct om_bus *b) {
         b->renewal.run = renew_run;
         b->renewal.done = renew_done;
         atomic_store(&b->joining, false);
-        atomic_store(&b->join_unanswered, false);
         event_del(b->revoke_timer);
         if (b->revoking)
                 rd_kafka_topic_partition_list_destroy(b->revoking);

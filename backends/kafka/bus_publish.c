@@ -95,10 +95,6 @@ void kafka_delivered(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque) 
         const char *why;
         int status;
 
-        if (rk != b->producer) {
-                kafka_txn_delivered(b, m);
-                return;
-        }
         if (!s)
                 return;
         DL_DELETE(b->flying, s);

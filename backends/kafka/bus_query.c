@@ -271,8 +271,8 @@ static void broker_settings(struct om_bus *b, int32_t id, int64_t *ret_isr, int6
 
         snprintf(name, sizeof name, "%d", (int) id);
         broker = rd_kafka_ConfigResource_new(RD_KAFKA_RESOURCE_BROKER, name);
-        kafka_ask_init(&ask, b->producer, RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS);
-        rd_kafka_DescribeConfigs(b->producer, &broker, 1, ask.options, ask.queue);
+        kafka_ask_init(&ask, b->asker, RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS);
+        rd_kafka_DescribeConfigs(b->asker, &broker, 1, ask.options, ask.queue);
         if (kafka_ask_wait(&ask, "asking how a broker is configured", NULL) == 0) {
                 const rd_kafka_ConfigResource_t **r =
                         rd_kafka_DescribeConfigs_result_resources(rd_kafka_event_DescribeConfigs_result(ask.answer), &n);
@@ -294,7 +294,7 @@ static void broker_settings(struct om_bus *b, int32_t id, int64_t *ret_isr, int6
 static int health_run(struct query *q, struct om_error *e) {
         struct om_bus *b = q->job.bus;
         const struct rd_kafka_metadata *md = NULL;
-        rd_kafka_resp_err_t err = rd_kafka_metadata(b->producer, 0, NULL, &md, ADMIN_MS);
+        rd_kafka_resp_err_t err = rd_kafka_metadata(b->asker, 0, NULL, &md, ADMIN_MS);
         struct om_buf out = OM_BUF_INIT;
         int64_t isr = 1, flush = 0;
         int brokers;
@@ -440,7 +440,7 @@ static rd_kafka_topic_partition_list_t *retained(struct om_bus *b, const struct 
         for (size_t i = 0; i < s->n_topics; i++)
                 for (int p = 0; p < s->topics[i].n_parts && retentions[i]; p++)
                         rd_kafka_topic_partition_list_add(times, s->topics[i].kname, p)->offset = om_now_ms() - retentions[i];
-        if (times->cnt && rd_kafka_offsets_for_times(b->producer, times, ADMIN_MS)) {
+        if (times->cnt && rd_kafka_offsets_for_times(b->asker, times, ADMIN_MS)) {
                 rd_kafka_topic_partition_list_destroy(times);
                 return NULL;
         }

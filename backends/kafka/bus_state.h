@@ -35,7 +35,7 @@
 #include "offsets.h"
 #include "settings.h"
 
-enum { OPS_MAX = 8192, LANES_MAX = 200, INSTANCE_MAX = 200, ADMIN_MS = 5000, PROPAGATION_MS = 5000 };
+enum { OPS_MAX = 8192, LANES_MAX = 200, INSTANCE_MAX = 200, RETIRED_MAX = 8, ADMIN_MS = 5000, PROPAGATION_MS = 5000 };
 #define BYTES_MAX ((size_t) 64 << 20)
 
 /* -- work for threads that may block (link.c) ------------------------------------------------------------------------- */
@@ -152,7 +152,9 @@ struct lane {
 struct lane *kafka_lane(struct om_bus *b, unsigned i, struct om_error *e); /* made if need be */
 int kafka_member(struct om_bus *b, struct om_error *e);                    /* likewise b->member */
 void kafka_wake(struct om_bus *b);                                         /* fetches that wait end */
-rd_kafka_t *kafka_handle(struct om_bus *b, rd_kafka_type_t type, const char *const (*properties)[2], struct om_error *e);
+/* The first three are served on the loop, the others on the thread that has them. */
+enum handle_use { HANDLE_SENDS, HANDLE_MEMBER, HANDLE_READS, HANDLE_TRANSACTS, HANDLE_CALL };
+rd_kafka_t *kafka_handle(struct om_bus *b, enum handle_use use, const char *const (*properties)[2], struct om_error *e);
 void kafka_watch(struct om_bus *b, rd_kafka_queue_t *q, uint32_t code);
 enum { CODE_PART = 256 }; /* from here on, two for each partition */
 int kafka_link_open(struct om_bus *b, struct om_error *e);
@@ -376,8 +378,8 @@ bool kafka_commit_idle(const struct om_bus *b);
 void kafka_commit_entry(struct part *p, rd_kafka_topic_partition_list_t *list);
 int kafka_outputs_copy(struct verdict *v, const struct om_settlement *item);
 void kafka_outputs_unref(struct outputs *o);
-void kafka_outputs_there(struct verdict *v, int status, const char *why); /* the topics are, or cannot be made */
-void kafka_txn_delivered(struct om_bus *b, const rd_kafka_message_t *m);  /* on the transaction's thread */
+void kafka_outputs_there(struct verdict *v, int status, const char *why);            /* the topics are, or cannot be made */
+void kafka_txn_delivered(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque); /* the library's, on the transaction's thread */
 void kafka_txn_commit(struct om_bus *b, struct part **parts, size_t n);
 void kafka_txn_close(struct om_bus *b);
 /* On a worker: ends a transaction that this daemon left open when it died; what is committed is not known before. */
@@ -411,7 +413,14 @@ struct om_bus {
         char where[400], group_id[300], instance[INSTANCE_MAX + 1];
         uint64_t owner; /* of the instance */
         rd_kafka_conf_t *conf;
-        rd_kafka_t *producer, *member;
+        rd_kafka_t *member;
+        rd_kafka_t *_Atomic producer; /* sends: the loop's, and of whole names the worker's; one that was given up is retired */
+        rd_kafka_t *asker;            /* the first one: all calls ask with it, from any thread, as long as the bus is open */
+        struct {
+                rd_kafka_t *rk;
+                rd_kafka_queue_t *queue;
+        } retired[RETIRED_MAX];
+        unsigned n_retired;
         rd_kafka_queue_t *member_queue, *producer_queue;
         struct lane *lanes[LANES_MAX];
         unsigned n_lanes;

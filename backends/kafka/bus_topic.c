@@ -73,11 +73,11 @@ static rd_kafka_NewTopic_t *new_topic(struct om_bus *b, const struct making *m) 
 }
 
 static bool is_there(struct om_bus *b, const char *kname) {
-        rd_kafka_topic_t *t = rd_kafka_topic_new(b->producer, kname, NULL);
+        rd_kafka_topic_t *t = rd_kafka_topic_new(b->asker, kname, NULL);
         const struct rd_kafka_metadata *md;
         bool there = false;
 
-        if (t && rd_kafka_metadata(b->producer, 0, t, &md, ADMIN_MS) == RD_KAFKA_RESP_ERR_NO_ERROR) {
+        if (t && rd_kafka_metadata(b->asker, 0, t, &md, ADMIN_MS) == RD_KAFKA_RESP_ERR_NO_ERROR) {
                 there = md->topic_cnt == 1 && !md->topics[0].err;
                 rd_kafka_metadata_destroy(md);
         }
@@ -106,14 +106,14 @@ static int make_some(struct om_bus *b, struct making *m, size_t n, struct om_err
         size_t n_topics = 0, n_made = 0;
         int r = 0;
 
-        kafka_ask_init(&ask, b->producer, RD_KAFKA_ADMIN_OP_CREATETOPICS);
+        kafka_ask_init(&ask, b->asker, RD_KAFKA_ADMIN_OP_CREATETOPICS);
         for (size_t i = 0; topics && i < n; i++)
                 if ((topics[n_topics] = new_topic(b, &m[i])))
                         n_topics++;
         if (n_topics < n || !topics)
                 r = om_error_set_errno(e, ENOMEM, "Kafka");
         else {
-                rd_kafka_CreateTopics(b->producer, topics, n, ask.options, ask.queue);
+                rd_kafka_CreateTopics(b->asker, topics, n, ask.options, ask.queue);
                 r = kafka_ask_wait(&ask, "making topics", e);
         }
         made = r == 0 ? rd_kafka_CreateTopics_result_topics(rd_kafka_event_CreateTopics_result(ask.answer), &n_made) : NULL;

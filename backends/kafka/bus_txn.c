@@ -108,7 +108,7 @@ static rd_kafka_t *transactional(struct om_bus *b, struct om_error *e) {
 
         snprintf(id, sizeof id, "%s-%s", b->group_id, b->instance);
         snprintf(timeout, sizeof timeout, "%d", TXN_MS);
-        return kafka_handle(b, RD_KAFKA_PRODUCER, properties, e);
+        return kafka_handle(b, HANDLE_TRANSACTS, properties, e);
 }
 
 static int ready(struct txn *t) {
@@ -145,7 +145,9 @@ static void is_bad(struct txn *t, size_t place, rd_kafka_resp_err_t err) {
         t->bad_err = err;
 }
 
-void kafka_txn_delivered(struct om_bus *b, const rd_kafka_message_t *m) {
+void kafka_txn_delivered(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque) {
+        struct om_bus *b = opaque;
+
         if (m->err)
                 is_bad(b->txn, (size_t) (uintptr_t) m->_private, m->err);
 }

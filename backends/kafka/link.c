@@ -67,6 +67,36 @@ static void log_it(const rd_kafka_t *rk, int level, const char *facility, const 
                 om_host_log(b->host, level <= 2 ? OM_LOG_WARNING : OM_LOG_DEBUG, "Kafka: %s: %s", facility, text);
 }
 
+static int make_producer(struct om_bus *b, struct om_error *e);
+
+/* A broker that has lost what it had confirmed, with its disk's cache say, or one that others went on without, does not know how many
+ * messages a producer has sent. The library says no more of that producer then. The next one is counted anew. */
+static bool is_out_of_step(rd_kafka_resp_err_t err) {
+        return err == RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER || err == RD_KAFKA_RESP_ERR_UNKNOWN_PRODUCER_ID ||
+                err == RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH || err == RD_KAFKA_RESP_ERR_INVALID_PRODUCER_ID_MAPPING;
+}
+
+static bool renew_producer(struct om_bus *b, rd_kafka_t *old) {
+        rd_kafka_queue_t *queue = b->producer_queue;
+        struct om_error e;
+        char why[400];
+
+        if (b->n_retired == RETIRED_MAX || !is_out_of_step(rd_kafka_fatal_error(old, why, sizeof why)) || make_producer(b, &e) < 0)
+                return false;
+        om_host_log(b->host, OM_LOG_WARNING,
+                "Kafka: the brokers have lost messages that they had confirmed; publishing goes on with a new producer: %s", why);
+        b->retired[b->n_retired].rk = old;
+        b->retired[b->n_retired++].queue = queue;
+        for (struct topic *t = b->topics; t; t = t->hh.next) {
+                if (t->rkt)
+                        rd_kafka_topic_destroy(t->rkt);
+                t->rkt = NULL;
+        }
+        kafka_sends_fail(b);
+        rd_kafka_purge(old, RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT | RD_KAFKA_PURGE_F_NON_BLOCKING);
+        return true;
+}
+
 void kafka_give_up(struct om_bus *b, rd_kafka_t *rk) {
         char why[400];
         rd_kafka_resp_err_t fatal = rd_kafka_fatal_error(rk, why, sizeof why);
@@ -83,7 +113,11 @@ static void on_error(rd_kafka_t *rk, int err, const char *text, void *opaque) {
         if (b->closing)
                 return;
         if (err == RD_KAFKA_RESP_ERR__FATAL) {
-                kafka_give_up(b, rk);
+                for (unsigned i = 0; i < b->n_retired; i++)
+                        if (b->retired[i].rk == rk)
+                                return;
+                if (rk != b->producer || !renew_producer(b, rk))
+                        kafka_give_up(b, rk);
                 return;
         }
         if (err != RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
@@ -123,16 +157,16 @@ static rd_kafka_resp_err_t on_new(rd_kafka_t *rk, const rd_kafka_conf_t *conf, v
         return err ? err : rd_kafka_interceptor_add_on_response_received(rk, "omnidaemon", on_response, opaque);
 }
 
-rd_kafka_t *kafka_handle(struct om_bus *b, rd_kafka_type_t type, const char *const (*properties)[2], struct om_error *e) {
+rd_kafka_t *kafka_handle(struct om_bus *b, enum handle_use use, const char *const (*properties)[2], struct om_error *e) {
         rd_kafka_conf_t *c = rd_kafka_conf_dup(b->conf);
+        bool produces = use == HANDLE_SENDS || use == HANDLE_TRANSACTS;
         char why[300] = "";
-        bool member = properties && strcmp((*properties)[0], "group.id") == 0;
         rd_kafka_t *rk;
         int r = 0;
 
         for (; properties && (*properties)[0] && !r; properties++)
                 r = kafka_conf_set(c, (*properties)[0], (*properties)[1], e);
-        if (!r && type == RD_KAFKA_PRODUCER)
+        if (!r && produces)
                 r = kafka_conf_set_int(c, "message.max.bytes", b->settings.max_message_bytes, e);
         if (r < 0) {
                 rd_kafka_conf_destroy(c);
@@ -140,14 +174,15 @@ rd_kafka_t *kafka_handle(struct om_bus *b, rd_kafka_type_t type, const char *con
         }
         rd_kafka_conf_set_opaque(c, b);
         rd_kafka_conf_set_log_cb(c, log_it);
-        rd_kafka_conf_set_error_cb(c, on_error);
-        if (member) {
+        if (use != HANDLE_TRANSACTS && use != HANDLE_CALL)
+                rd_kafka_conf_set_error_cb(c, on_error);
+        if (use == HANDLE_MEMBER) {
                 rd_kafka_conf_set_rebalance_cb(c, kafka_rebalanced);
                 rd_kafka_conf_interceptor_add_on_new(c, "omnidaemon", on_new, b);
         }
-        if (type == RD_KAFKA_PRODUCER)
-                rd_kafka_conf_set_dr_msg_cb(c, kafka_delivered);
-        rk = rd_kafka_new(type, c, why, sizeof why);
+        if (produces)
+                rd_kafka_conf_set_dr_msg_cb(c, use == HANDLE_SENDS ? kafka_delivered : kafka_txn_delivered);
+        rk = rd_kafka_new(produces ? RD_KAFKA_PRODUCER : RD_KAFKA_CONSUMER, c, why, sizeof why);
         if (!rk) {
                 rd_kafka_conf_destroy(c);
                 om_error_set(e, OM_INVALID, "Kafka: %s", why);
@@ -162,9 +197,13 @@ void kafka_watch(struct om_bus *b, rd_kafka_queue_t *q, uint32_t code) {
 static int make_producer(struct om_bus *b, struct om_error *e) {
         static const char *const properties[][2] = { { "enable.idempotence", "true" }, { "acks", "all" }, { NULL, NULL } };
 
-        b->producer = kafka_handle(b, RD_KAFKA_PRODUCER, properties, e);
-        if (!b->producer)
+        rd_kafka_t *rk = kafka_handle(b, HANDLE_SENDS, properties, e);
+
+        if (!rk)
                 return -EINVAL;
+        b->producer = rk;
+        if (!b->asker)
+                b->asker = rk;
         b->producer_queue = rd_kafka_queue_get_main(b->producer);
         kafka_watch(b, b->producer_queue, CODE_PRODUCER);
         return 0;
@@ -182,7 +221,7 @@ int kafka_member(struct om_bus *b, struct om_error *e) {
         snprintf(session, sizeof session, "%lld", (long long) b->settings.session_timeout_ms);
         snprintf(heartbeat, sizeof heartbeat, "%lld",
                 (long long) (b->settings.session_timeout_ms < 8000 ? b->settings.session_timeout_ms / 4 : 2000));
-        b->member = kafka_handle(b, RD_KAFKA_CONSUMER, properties, e);
+        b->member = kafka_handle(b, HANDLE_MEMBER, properties, e);
         if (!b->member)
                 return -EINVAL;
         rd_kafka_poll_set_consumer(b->member);
@@ -202,7 +241,7 @@ struct lane *kafka_lane(struct om_bus *b, unsigned i, struct om_error *e) {
                         om_error_set(e, OM_LIMIT, "Kafka: at most %d groups of one topic in one daemon", LANES_MAX);
                         return NULL;
                 }
-                l->rk = kafka_handle(b, RD_KAFKA_CONSUMER, properties, e);
+                l->rk = kafka_handle(b, HANDLE_READS, properties, e);
                 if (!l->rk) {
                         free(l);
                         return NULL;
@@ -261,9 +300,11 @@ static void lane_poll(struct om_bus *b, struct lane *l) {
 static void serve(struct om_bus *b, uint32_t code) {
         if (b->closing && code != CODE_MEMBER && code != CODE_PRODUCER)
                 return;
-        if (code == CODE_PRODUCER)
+        if (code == CODE_PRODUCER) {
                 rd_kafka_poll(b->producer, 0);
-        else if (code == CODE_MEMBER)
+                for (unsigned i = 0; i < b->n_retired; i++)
+                        rd_kafka_poll(b->retired[i].rk, 0);
+        } else if (code == CODE_MEMBER)
                 kafka_member_poll(b);
         else if (code < CODE_PART && code - CODE_LANE < b->n_lanes)
                 lane_poll(b, b->lanes[code - CODE_LANE]);
@@ -293,7 +334,7 @@ static void on_readable(evutil_socket_t fd, short what, void *ctx) {
 static void probe_run(struct call *c) {
         struct om_bus *b = c->bus;
         const struct rd_kafka_metadata *md = NULL;
-        rd_kafka_resp_err_t err = rd_kafka_metadata(b->producer, 0, NULL, &md, b->state == OM_BUS_READY ? SUSPECT_MS : PROBE_MS);
+        rd_kafka_resp_err_t err = rd_kafka_metadata(b->asker, 0, NULL, &md, b->state == OM_BUS_READY ? SUSPECT_MS : PROBE_MS);
 
         if (err) {
                 c->status = kafka_error(err, NULL, b->where, &c->error);
@@ -461,6 +502,10 @@ static void end_producer(struct call *c) {
         if (b->producer) {
                 rd_kafka_queue_destroy(b->producer_queue);
                 rd_kafka_destroy(b->producer);
+        }
+        for (unsigned i = 0; i < b->n_retired; i++) {
+                rd_kafka_queue_destroy(b->retired[i].queue);
+                rd_kafka_destroy(b->retired[i].rk);
         }
 }
 

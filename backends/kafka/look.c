@@ -258,7 +258,7 @@ static void see_state(struct seen *s, const char *kname, int32_t p, struct om_sp
  * librdkafka 2.0 looks for another one for the handle's group without looking whether it has one, and crashes. */
 static int see_committed(struct om_bus *b, struct seen *s, struct om_error *e) {
         const char *const properties[][2] = { { "group.id", b->group_id }, { "enable.auto.commit", "false" }, { NULL, NULL } };
-        rd_kafka_t *rk = kafka_handle(b, RD_KAFKA_CONSUMER, properties, e);
+        rd_kafka_t *rk = kafka_handle(b, HANDLE_CALL, properties, e);
         rd_kafka_ListConsumerGroupOffsets_t *of;
         struct admin_ask ask;
         int r;
@@ -288,7 +288,7 @@ static int see_committed(struct om_bus *b, struct seen *s, struct om_error *e) {
 
 int kafka_look_names(struct om_bus *b, kafka_wanted_fn *wanted, const void *ctx, struct seen *ret, struct om_error *e) {
         const struct rd_kafka_metadata *md = NULL;
-        rd_kafka_resp_err_t err = rd_kafka_metadata(b->producer, 1, NULL, &md, ADMIN_MS);
+        rd_kafka_resp_err_t err = rd_kafka_metadata(b->asker, 1, NULL, &md, ADMIN_MS);
         int r;
 
         *ret = (struct seen){ .n_topics = 0 };

@@ -26,8 +26,8 @@ static int describe(struct om_bus *b, char (*knames)[KAFKA_NAME_MAX + 1], size_t
                 return om_error_set_errno(e, ENOMEM, "Kafka");
         for (size_t i = 0; i < n; i++)
                 topics[i] = rd_kafka_ConfigResource_new(RD_KAFKA_RESOURCE_TOPIC, knames[i]);
-        kafka_ask_init(ask, b->producer, RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS);
-        rd_kafka_DescribeConfigs(b->producer, topics, n, ask->options, ask->queue);
+        kafka_ask_init(ask, b->asker, RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS);
+        rd_kafka_DescribeConfigs(b->asker, topics, n, ask->options, ask->queue);
         r = kafka_ask_wait(ask, "asking how a topic is configured", e);
         rd_kafka_ConfigResource_destroy_array(topics, n);
         free(topics);
@@ -89,8 +89,8 @@ static int alter(struct om_bus *b, rd_kafka_ConfigResource_t *topic, struct om_e
         int r;
 
         snprintf(what, sizeof what, "configuring the topic %s (takes the right AlterConfigs)", rd_kafka_ConfigResource_name(topic));
-        kafka_ask_init(&ask, b->producer, RD_KAFKA_ADMIN_OP_ALTERCONFIGS);
-        rd_kafka_AlterConfigs(b->producer, &topic, 1, ask.options, ask.queue);
+        kafka_ask_init(&ask, b->asker, RD_KAFKA_ADMIN_OP_ALTERCONFIGS);
+        rd_kafka_AlterConfigs(b->asker, &topic, 1, ask.options, ask.queue);
         r = kafka_ask_wait(&ask, what, e);
         done = r == 0 ? rd_kafka_AlterConfigs_result_resources(rd_kafka_event_AlterConfigs_result(ask.answer), &n) : NULL;
         if (n)

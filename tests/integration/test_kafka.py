@@ -319,6 +319,32 @@ def a_daemon_whose_name_another_one_has_says_so_and_one_that_a_frozen_broker_tak
 
 
 @case
+def a_broker_that_has_lost_what_it_confirmed_is_published_to_all_the_same():
+    with Server("kafka") as server, Daemon(env={"EVENT_BUS_URL": server.values["bus_url"].replace("{case}", "x")}) as d, contextlib.closing(d.connect()) as c:
+        for life in range(3):
+            for n in range(20):
+                c.publish("t", n)
+            server.do("kill")
+            path = f"{server.folder}/data/x.t-0/00000000000000000000.log"
+            os.truncate(path, os.path.getsize(path) - 1000)
+            server.do("up")
+
+            def published():
+                with contextlib.suppress(OmniError):
+                    return c.publish("t", "after it")
+
+            wait_for(published, 10, "publishing again")
+            assert d.log_text().count("the brokers have lost") == life + 1, d.log_text()
+        c.register("t", "a", start="first", prefetch=100)
+        contents = []
+        while "after it" not in contents[-1:] or contents.count("after it") < 3:
+            task = c.next_task(20)
+            contents.append(task["payload"]["content"])
+            c.ack(task)
+        d.stop()
+
+
+@case
 def a_user_with_few_rights_uses_what_others_made_and_is_told_which_right_is_missing():
     with Server("kafka", "sasl") as server, tempfile.TemporaryDirectory() as folder:
         where = server.values["bus_url"].split("@")[1].split("?")[0]
