@@ -34,7 +34,8 @@ void kafka_ask_deinit(struct admin_ask *a) {
 
 /* -- what stands in a partition ------------------------------------------------------------------------------------------------- */
 
-int kafka_watermarks(struct om_bus *b, rd_kafka_topic_partition_list_t *ends, rd_kafka_topic_partition_list_t *begins, struct om_error *e) {
+int kafka_watermarks(
+        struct om_bus *b, rd_kafka_topic_partition_list_t *ends, rd_kafka_topic_partition_list_t *begins, int ms, struct om_error *e) {
         rd_kafka_resp_err_t err = RD_KAFKA_RESP_ERR_NO_ERROR;
 
         for (int i = 0; i < ends->cnt; i++) {
@@ -42,9 +43,9 @@ int kafka_watermarks(struct om_bus *b, rd_kafka_topic_partition_list_t *ends, rd
                 begins->elems[i].offset = RD_KAFKA_OFFSET_BEGINNING;
         }
         if (ends->cnt)
-                err = rd_kafka_offsets_for_times(b->asker, ends, ADMIN_MS);
+                err = rd_kafka_offsets_for_times(b->asker, ends, ms);
         if (!err && begins->cnt)
-                err = rd_kafka_offsets_for_times(b->asker, begins, ADMIN_MS);
+                err = rd_kafka_offsets_for_times(b->asker, begins, ms);
         return err ? kafka_error(err, NULL, "asking for offsets", e) : 0;
 }
 
@@ -54,7 +55,7 @@ int kafka_bounds(struct om_bus *b, const char *kname, int64_t *ret_low, int64_t 
 
         rd_kafka_topic_partition_list_add(ends, kname, 0);
         begins = rd_kafka_topic_partition_list_copy(ends);
-        r = kafka_watermarks(b, ends, begins, e);
+        r = kafka_watermarks(b, ends, begins, ADMIN_MS, e);
         *ret_high = ends->elems[0].err || ends->elems[0].offset < 0 ? 0 : ends->elems[0].offset;
         *ret_low = begins->elems[0].err || begins->elems[0].offset < 0 ? 0 : begins->elems[0].offset;
         rd_kafka_topic_partition_list_destroy(ends);

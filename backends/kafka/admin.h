@@ -33,7 +33,9 @@ int kafka_read(struct om_bus *b, const char *kname, int32_t p, int64_t from, int
 /* A partition's entry, NULL: there is none. *at: where it is looked for first, and the next one then: who asks in the order of the list
  * goes along it once. */
 const rd_kafka_topic_partition_t *kafka_in_list(const rd_kafka_topic_partition_list_t *list, const char *kname, int32_t p, int *at);
-int kafka_watermarks(struct om_bus *b, rd_kafka_topic_partition_list_t *ends, rd_kafka_topic_partition_list_t *begins, struct om_error *e);
+/* Waits for as long where one of the topics is not there. */
+int kafka_watermarks(
+        struct om_bus *b, rd_kafka_topic_partition_list_t *ends, rd_kafka_topic_partition_list_t *begins, int ms, struct om_error *e);
 int kafka_bounds(struct om_bus *b, const char *kname, int64_t *ret_low, int64_t *ret_high, struct om_error *e); /* of partition 0 */
 int kafka_delete_topics(struct om_bus *b, const char *const *knames, size_t n, size_t *ret_deleted, struct om_error *e);
 int kafka_delete_records(struct om_bus *b, rd_kafka_topic_partition_list_t *before, struct om_error *e);

@@ -317,6 +317,8 @@ static void pump(struct om_post *post) {
                 if (g && g->n_parts)
                         g->turn = (g->turn + 1) % g->n_parts;
         }
+        if (b->any_astray)
+                kafka_member_find_again(b);
         DL_FOREACH_SAFE (b->subs, s, next) {
                 size_t n = s->n_fresh;
 

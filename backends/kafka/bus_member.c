@@ -17,9 +17,9 @@
  */
 #include <unistd.h>
 
-#include "bus_state.h"
+#include "admin.h"
 
-enum { GATHER_MS = 10, GATHER_MAX_MS = 1000, BUSY_MS = 5, POLL_S = 3600 };
+enum { GATHER_MS = 10, GATHER_MAX_MS = 1000, BUSY_MS = 5, CHECK_MS = 1000, POLL_S = 3600 };
 
 static const struct timeval poll_interval = { POLL_S, 0 };
 static struct timeval in_ms(int64_t ms) { return (struct timeval){ ms / 1000, ms % 1000 * 1000 }; }
@@ -30,8 +30,9 @@ struct load_item {
         uint32_t slot, term;
         bool has_start, found;
         int64_t start;
-        char kname[KAFKA_NAME_MAX + 1];
+        char kname[KAFKA_NAME_MAX + 1], log[KAFKA_NAME_MAX + 1];
         int32_t p;
+        bool anew; /* the log is not the one of which something is committed */
         struct kafka_state state;
 };
 struct load {
@@ -75,6 +76,45 @@ static int read_start(struct om_bus *b, struct load_item *item, struct om_error 
         return rk ? 0 : -EINVAL;
 }
 
+/*
+ * A log that ends before what the group has finished is another one of that name, made since, or one that has lost its end: its offsets say
+ * nothing of what was finished, and the group begins with all that it holds. (One that has grown beyond that place since is not told from
+ * the old one: Kafka's offsets have no more to go by.) Of a log that was cut in front the group begins with what is left.
+ */
+static void check_logs(struct om_bus *b, struct load *l) {
+        rd_kafka_topic_partition_list_t *ends = rd_kafka_topic_partition_list_new((int) l->n), *begins;
+        struct om_error ignored; /* then they are taken for what they were */
+        int end = 0, begin = 0;
+        bool known;
+
+        for (size_t i = 0; i < l->n; i++)
+                if (l->items[i].found && !rd_kafka_topic_partition_list_find(ends, l->items[i].log, l->items[i].p))
+                        rd_kafka_topic_partition_list_add(ends, l->items[i].log, l->items[i].p);
+        begins = rd_kafka_topic_partition_list_copy(ends);
+        known = ends->cnt && kafka_watermarks(b, ends, begins, CHECK_MS, &ignored) == 0;
+        for (size_t i = 0; i < l->n && known; i++) {
+                struct load_item *item = &l->items[i];
+                struct kafka_position *log = &item->state.at[KAFKA_AT_LOG];
+                const rd_kafka_topic_partition_t *to = item->found ? kafka_in_list(ends, item->log, item->p, &end) : NULL;
+                const rd_kafka_topic_partition_t *from = to ? kafka_in_list(begins, item->log, item->p, &begin) : NULL;
+
+                if (!from || to->err || from->err || to->offset < 0 || from->offset < 0)
+                        continue;
+                item->anew = to->offset < log->track.low;
+                if (item->anew) {
+                        kafka_track_deinit(&log->track);
+                        free(log->marks);
+                        *log = (struct kafka_position){ .track.low = from->offset, .next = from->offset };
+                } else if (from->offset > log->track.low) {
+                        kafka_track_done(&log->track, log->track.low, from->offset);
+                        if (log->next < from->offset)
+                                log->next = from->offset;
+                }
+        }
+        rd_kafka_topic_partition_list_destroy(ends);
+        rd_kafka_topic_partition_list_destroy(begins);
+}
+
 static void load_run(struct call *c) {
         struct load *l = (struct load *) c;
         struct om_bus *b = c->bus;
@@ -103,6 +143,8 @@ static void load_run(struct call *c) {
                         c->status = read_start(b, item, &c->error);
         }
         rd_kafka_topic_partition_list_destroy(list);
+        if (!c->status)
+                check_logs(b, l);
 }
 
 static struct part *part_of(struct om_bus *b, const struct load_item *item) {
@@ -134,6 +176,12 @@ static void load_done(struct call *c) {
                                 item->state.clean = true;
                                 item->state.at[KAFKA_AT_LOG].track.low = item->state.at[KAFKA_AT_LOG].next = item->start;
                         }
+                        if (item->anew)
+                                om_host_log(b->host, OM_LOG_WARNING,
+                                        "Kafka: the topic %s [%d] was deleted and made anew, or has lost its end: agent %s begins with all "
+                                        "that it "
+                                        "holds",
+                                        p->group->log, (int) p->p, p->group->agent);
                         if (kafka_part_start(p, &item->state, &c->error) < 0)
                                 om_host_log(b->host, OM_LOG_ERROR, "%s", c->error.message);
                         continue;
@@ -143,8 +191,10 @@ static void load_done(struct call *c) {
                         l->items[left - 1] = *item;
         }
         if (left) {
-                for (size_t i = 0; i < left; i++)
+                for (size_t i = 0; i < left; i++) {
                         l->items[i].state = (struct kafka_state){ .owner = 0 };
+                        l->items[i].found = l->items[i].anew = false;
+                }
                 l->n = left;
                 if (kafka_call(b, WORKER_MEMBER, c, &c->error) == 0)
                         return;
@@ -173,6 +223,7 @@ static void load(struct om_bus *b, struct part **parts, size_t n) {
                         parts[i]->state = PART_LOADING;
                 l->items[i] = (struct load_item){ .slot = parts[i]->slot, .term = ++parts[i]->term, .p = parts[i]->p };
                 memcpy(l->items[i].kname, g->kname, sizeof g->kname);
+                memcpy(l->items[i].log, g->log, sizeof g->log);
                 if (parts[i]->p < g->n_starts) {
                         l->items[i].has_start = true;
                         l->items[i].start = g->starts[parts[i]->p];
@@ -210,6 +261,22 @@ static void take(struct om_bus *b, const rd_kafka_topic_partition_list_t *list, 
                                 parts[n++] = p;
                 }
         }
+        if (n)
+                load(b, parts, n);
+        free(parts);
+}
+
+void kafka_member_find_again(struct om_bus *b) {
+        struct part **parts = calloc(HASH_COUNT(b->parts_by_slot) + 1, sizeof(struct part *));
+        size_t n = 0;
+
+        b->any_astray = !parts;
+        for (struct part *p = b->parts_by_slot; parts && p; p = p->hh.next)
+                if (p->astray && (p->state == PART_RUNNING || p->state == PART_LEAVING)) {
+                        if (p->state == PART_RUNNING)
+                                parts[n++] = p;
+                        kafka_part_lose(p);
+                }
         if (n)
                 load(b, parts, n);
         free(parts);

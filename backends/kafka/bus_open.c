@@ -174,7 +174,7 @@ static void find_starts(struct batch *t) {
                 for (int p = 0; p < o->n_parts && !listed; p++)
                         rd_kafka_topic_partition_list_add(list, o->log->kname, p);
         }
-        r = kafka_watermarks(t->call.bus, lists[0], lists[1], &e);
+        r = kafka_watermarks(t->call.bus, lists[0], lists[1], ADMIN_MS, &e);
         for (size_t i = 0; i < t->n; i++) {
                 struct opening *o = t->of[i];
                 bool first = o->start == OM_START_FIRST;

@@ -30,6 +30,8 @@ static void read_one(struct part *p, int which, rd_kafka_message_t *m) {
         s->seen |= !m->err || m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF;
         if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF)
                 finished_gap(p, s, m->offset); /* transactions' marks are offsets too */
+        else if (m->err == RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET)
+                p->astray = p->group->bus->any_astray = true;
         else if (m->err && m->err != RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART && m->err != RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION)
                 om_host_log(p->group->bus->host, OM_LOG_WARNING, "Kafka: reading %s [%d]: %s", which ? p->group->kname : p->group->log,
                         (int) p->p, rd_kafka_message_errstr(m));
@@ -206,6 +208,14 @@ void kafka_on_wake_timer(evutil_socket_t fd, short what, void *ctx) {
         evtimer_add(b->wake_timer, (&(struct timeval){ ms / 1000, ms % 1000 * 1000 }));
 }
 
+/* Where a log has not got the place that we ask for, it is not the one that we know: that is to be told. */
+static rd_kafka_topic_t *open_log(rd_kafka_t *rk, const char *kname) {
+        rd_kafka_topic_conf_t *conf = rd_kafka_default_topic_conf_dup(rk);
+
+        rd_kafka_topic_conf_set(conf, "auto.offset.reset", "error", NULL, 0);
+        return rd_kafka_topic_new(rk, kname, conf);
+}
+
 static int stream_start(struct part *p, int which, struct om_error *e) {
         struct om_bus *b = p->group->bus;
         struct stream *s = &p->at[which];
@@ -215,7 +225,7 @@ static int stream_start(struct part *p, int which, struct om_error *e) {
         l = kafka_lane(b, s->lane, e);
         if (!l)
                 return -ENOBUFS;
-        s->rkt = rd_kafka_topic_new(l->rk, which == KAFKA_AT_LOG ? p->group->log : p->group->kname, NULL);
+        s->rkt = which == KAFKA_AT_LOG ? open_log(l->rk, p->group->log) : rd_kafka_topic_new(l->rk, p->group->kname, NULL);
         s->queue = rd_kafka_queue_new(l->rk);
         if (!s->rkt)
                 return om_error_set(e, OM_INTERNAL, "Kafka: %s", rd_kafka_err2str(rd_kafka_last_error()));
@@ -291,7 +301,7 @@ void kafka_part_lose(struct part *p) {
         if (p->state == PART_IDLE)
                 return;
         p->state = PART_IDLE;
-        p->resuming = false;
+        p->resuming = p->astray = false;
         p->term++;
         kafka_part_stop(p);
         kafka_commit_lost(p);

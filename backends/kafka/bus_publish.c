@@ -51,6 +51,13 @@ static void produce(struct send *s) {
                 return;
         }
         error = rd_kafka_produceva(b->producer, parts, s->headers ? 7 : 6);
+        if (error && kafka_topic_unknown(rd_kafka_error_code(error)) && !s->again) { /* somebody deleted it: made again */
+                rd_kafka_error_destroy(error);
+                s->again = true;
+                kafka_topic_forget(s->topic);
+                kafka_send(s);
+                return;
+        }
         if (error) {
                 const char *why;
                 int status = kafka_send_error(rd_kafka_error_code(error), &why);
@@ -102,7 +109,7 @@ void kafka_delivered(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque) 
         if (!m->err)
                 b->heard_ms = om_clock_ms();
         s->offset = m->offset;
-        if (m->err == RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC || m->err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART)
+        if (kafka_topic_unknown(m->err))
                 kafka_topic_forget(s->topic); /* it was deleted meanwhile */
         status = kafka_send_error(m->err, &why);
         if (m->err == RD_KAFKA_RESP_ERR__TRANSPORT || m->err == RD_KAFKA_RESP_ERR__MSG_TIMED_OUT)

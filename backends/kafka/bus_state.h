@@ -88,6 +88,7 @@ struct topic {
         char kname[KAFKA_NAME_MAX + 1];
         char name[OM_TOPIC_MAX + 1]; /* of KAFKA_LOG */
         enum kafka_kind kind;
+        bool lost; /* it was there and was deleted, not by us */
         enum topic_state state;
         bool asked; /* TOPIC_MAKING: by a call */
         struct topic_wait *waits, *last_wait;
@@ -96,6 +97,7 @@ struct topic {
 struct topic *kafka_topic_get(struct om_bus *b, enum kafka_kind kind, struct om_span topic, struct om_span agent); /* NULL: no memory */
 void kafka_topic_need(struct topic *t, struct topic_wait *w); /* calls w->fn, now or later */
 void kafka_topic_forget(struct topic *t);                     /* it was deleted: made again when it is needed */
+bool kafka_topic_unknown(rd_kafka_resp_err_t err);            /* whether that says so */
 void kafka_topic_seen(struct topic *t);                       /* it is there */
 void kafka_topics_free(struct om_bus *b);
 /* On a worker. Makes topics: 0 or a negative errno for each; *ret_made, may be NULL, whether it was not there. */
@@ -104,6 +106,7 @@ struct making {
         struct om_span topic; /* KAFKA_LOG: its whole name */
         enum kafka_kind kind;
         int partitions;
+        bool again; /* it was there before */
         bool made;
         int status;
         struct om_error error;
@@ -253,6 +256,7 @@ struct part {
         unsigned n_leased, n_open[2];
         bool dirty, in_commit, in_txn, clean;
         bool resuming; /* PART_SUSPENDED: it is ours again, if nobody had it meanwhile, which is asked for */
+        bool astray;   /* the brokers have not got the place that it was read up to: what was committed is looked at again */
         bool full;     /* the metadata has hardly room for more holes */
         bool crowded;  /* … or for more attempts */
         struct verdict *pending, *committing;
@@ -300,6 +304,7 @@ void kafka_bus_transacts(struct om_bus *b); /* kept in the state folder, for the
 
 /* bus_member.c */
 void kafka_member_poll(struct om_bus *b);
+void kafka_member_find_again(struct om_bus *b);                  /* partitions that are astray */
 void kafka_member_take(struct om_bus *b, const struct group *g); /* what is ours of a group that is served from now on */
 void kafka_rebalanced(rd_kafka_t *rk, rd_kafka_resp_err_t err, rd_kafka_topic_partition_list_t *list, void *opaque);
 void kafka_revoke_check(struct om_bus *b); /* whether what goes to another daemon may go now */
@@ -460,7 +465,7 @@ struct om_bus {
         bool subscribe_again;
         int64_t subscribe_ms, gather_ms; /* how long the last one took; how long groups are waited for before all are subscribed to */
         struct om_post pump;
-        bool pump_posted, in_rebalance;
+        bool pump_posted, in_rebalance, any_astray;
 
         struct om_post commit_post;
         bool commit_posted, committing;

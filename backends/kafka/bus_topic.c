@@ -44,7 +44,13 @@ void kafka_topics_free(struct om_bus *b) {
         }
 }
 
+bool kafka_topic_unknown(rd_kafka_resp_err_t err) {
+        return err == RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC || err == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION ||
+                err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+}
+
 void kafka_topic_forget(struct topic *t) {
+        t->lost = true;
         if (t->state == TOPIC_THERE)
                 t->state = TOPIC_UNKNOWN;
 }
@@ -149,9 +155,14 @@ static void need_run(struct call *c) {
         struct need *n = (struct need *) c;
 
         c->status = kafka_make_topics(c->bus, n->making, n->n, &c->error);
-        for (size_t i = 0; i < n->n && c->status == 0; i++)
+        for (size_t i = 0; i < n->n && c->status == 0; i++) {
+                struct om_error ignored;
+
                 if (n->making[i].kind == KAFKA_LOG && n->making[i].status == 0)
                         kafka_whole_name_note(c->bus, n->making[i].kname, n->making[i].topic, OM_SPAN(""));
+                if (n->making[i].again) /* the library remembers for a while that it was not there */
+                        kafka_partitions_of(c->bus, n->making[i].kname, 1, &ignored);
+        }
 }
 
 static void tell(struct topic *t, int status, const struct om_error *e) {
@@ -159,6 +170,7 @@ static void tell(struct topic *t, int status, const struct om_error *e) {
 
         t->waits = NULL;
         t->state = status == 0 ? TOPIC_THERE : TOPIC_UNKNOWN;
+        t->lost &= status < 0;
         while ((w = waits)) {
                 waits = w->next;
                 w->fn(w, status, e);
@@ -197,6 +209,7 @@ static void needs_go(struct om_post *post) {
                                 n->making[n->n++] = (struct making){ .kname = t->kname,
                                         .topic = om_span_of(t->name),
                                         .kind = t->kind,
+                                        .again = t->lost,
                                         .partitions = t->kind == KAFKA_LOG ? (int) b->settings.partitions : 1 };
                                 t->asked = true;
                         }

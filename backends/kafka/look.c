@@ -231,7 +231,7 @@ static int see_offsets(struct om_bus *b, struct seen *s, struct om_error *e) {
                 for (int k = 0; k < s->groups[i].n_parts; k++)
                         rd_kafka_topic_partition_list_add(ends, s->groups[i].kname, k);
         begins = rd_kafka_topic_partition_list_copy(ends);
-        r = kafka_watermarks(b, ends, begins, e);
+        r = kafka_watermarks(b, ends, begins, ADMIN_MS, e);
         for (size_t i = 0; i < s->n_topics; i++)
                 for (int k = 0; k < s->topics[i].n_parts; k++) {
                         s->topics[i].low[k] = offset_in(begins, s->topics[i].kname, k, &low);

@@ -46,16 +46,22 @@ class Stranger:
     def topics(self):
         return subprocess.run(["kcat", "-L", "-b", self.brokers], check=True, timeout=60, text=True, stdout=subprocess.PIPE).stdout
 
-    def add_partitions(self, topic, count):
-        """CreatePartitions (37), version 0, as the protocol's guide has it; kcat cannot."""
+    def ask(self, key, version, topic, rest):
+        """What kcat cannot, of one topic, as the protocol's guide has it: its name, then the rest."""
         name = topic.encode()
-        request = struct.pack(">hhih", 37, 0, 1, -1) + struct.pack(">ih", 1, len(name)) + name + struct.pack(">iii?", count, -1, 10000, False)
+        request = struct.pack(">hhih", key, version, 1, -1) + struct.pack(">ih", 1, len(name)) + name + rest
         host, port = self.brokers.split(":")
         with socket.create_connection((host, int(port)), 30) as s, s.makefile("rb") as answers:
             s.sendall(struct.pack(">i", len(request)) + request)
             answer = answers.read(struct.unpack(">i", answers.read(4))[0])
         error = struct.unpack_from(">h", answer, 14 + len(name))[0]  # after correlation, throttle, count, name
         assert error == 0, error
+
+    def add_partitions(self, topic, count):
+        self.ask(37, 0, topic, struct.pack(">iii?", count, -1, 10000, False))  # CreatePartitions
+
+    def delete(self, topic):
+        self.ask(20, 1, topic, struct.pack(">i", 10000))  # DeleteTopics
 
     def read(self, topic, committed=True):
         """All that the topic holds: key, headers, value of each."""
@@ -340,6 +346,37 @@ def a_broker_that_has_lost_what_it_confirmed_is_published_to_all_the_same():
         while "after it" not in contents[-1:] or contents.count("after it") < 3:
             task = c.next_task(20)
             contents.append(task["payload"]["content"])
+            c.ack(task)
+        d.stop()
+
+
+@case
+def tasks_of_a_topic_that_another_tool_deleted_and_made_anew_are_not_taken_for_those_of_the_old_one():
+    """Both are numbered from 0, and of the old one the group has finished the first."""
+    with broker() as url, bus(url) as d, contextlib.closing(d.connect()) as c:
+        c.register("t", "a", prefetch=100)
+        for life in range(3):
+            for n in range(20 - 5 * life):
+                c.publish("t", [life, n])
+            for n in range(20 - 5 * life):
+                task = c.next_task(20)
+                assert task and task["payload"]["content"] == [life, n], (life, n, task)
+                c.ack(task)
+            if life == 2:
+                d.stop()
+            Stranger(url).delete("x.t")
+            if life == 2:
+                d.start()
+                c = d.connect()
+                c.register("t", "a", prefetch=100)
+
+            def published():
+                with contextlib.suppress(OmniError):
+                    return c.publish("t", "first")
+
+            wait_for(published, 10, "publishing to the new one")
+            task = c.next_task(20)
+            assert task and task["payload"]["content"] == "first", (life, task)
             c.ack(task)
         d.stop()
 
