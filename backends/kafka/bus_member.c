@@ -282,6 +282,13 @@ void kafka_member_find_again(struct om_bus *b) {
         free(parts);
 }
 
+void kafka_member_log_anew(struct om_bus *b, const char *log) {
+        for (struct part *p = b->parts_by_slot; p; p = p->hh.next)
+                if (strcmp(p->group->log, log) == 0)
+                        p->astray = b->any_astray = true;
+        kafka_pump_soon(b);
+}
+
 void kafka_member_take(struct om_bus *b, const struct group *g) {
         if (!event_pending(b->poll_timer, EV_TIMEOUT, NULL))
                 evtimer_add(b->poll_timer, &poll_interval);

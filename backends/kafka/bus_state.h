@@ -305,6 +305,7 @@ void kafka_bus_transacts(struct om_bus *b); /* kept in the state folder, for the
 /* bus_member.c */
 void kafka_member_poll(struct om_bus *b);
 void kafka_member_find_again(struct om_bus *b);                  /* partitions that are astray */
+void kafka_member_log_anew(struct om_bus *b, const char *log);   /* it was deleted, and is made anew */
 void kafka_member_take(struct om_bus *b, const struct group *g); /* what is ours of a group that is served from now on */
 void kafka_rebalanced(rd_kafka_t *rk, rd_kafka_resp_err_t err, rd_kafka_topic_partition_list_t *list, void *opaque);
 void kafka_revoke_check(struct om_bus *b); /* whether what goes to another daemon may go now */

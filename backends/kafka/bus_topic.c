@@ -180,8 +180,11 @@ static void tell(struct topic *t, int status, const struct om_error *e) {
 static void need_done(struct call *c) {
         struct need *n = (struct need *) c;
 
-        for (size_t i = 0; i < n->n; i++)
+        for (size_t i = 0; i < n->n; i++) {
+                if (n->making[i].again && n->making[i].made)
+                        kafka_member_log_anew(c->bus, n->making[i].kname);
                 tell(n->topics[i], c->status ? c->status : n->making[i].status, c->status ? &c->error : &n->making[i].error);
+        }
         free(n->topics);
         free(n->making);
         free(n);
