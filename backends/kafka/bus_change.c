@@ -10,6 +10,8 @@
  *
  * Loop thread, but for run() of calls.
  */
+#include <unistd.h>
+
 #include "admin.h"
 #include "look.h"
 
@@ -227,6 +229,28 @@ static void letters_done(struct change *c) {
 /* -- deleting ---------------------------------------------------------------------------------------------------------------------------
  */
 
+/* Deletes these; who looks after it does not see them any more, though a broker may list for a moment what the controller has deleted. */
+static int delete_all(struct change *c, const char *const *names, size_t n, struct om_error *e) {
+        int64_t by = om_clock_ms() + PROPAGATION_MS;
+        struct om_error ignored;
+        bool listed = true;
+        size_t deleted;
+        struct seen s;
+        int r = kafka_delete_topics(c->job.bus, names, n, &deleted, e);
+
+        if (r == 0 && deleted == 0)
+                r = om_error_set(e, OM_NOT_FOUND, "it was deleted by somebody else");
+        while (r == 0 && listed && om_clock_ms() < by && kafka_look_names(c->job.bus, kafka_is_topic, &c->topic, &s, &ignored) == 0) {
+                listed = false;
+                for (size_t i = 0; i < n && !listed; i++)
+                        listed = kafka_seen_topic(&s, names[i]) || kafka_seen_group(&s, names[i]) || kafka_seen_dead(&s, names[i]);
+                kafka_seen_deinit(&s);
+                if (listed)
+                        usleep(10000);
+        }
+        return r;
+}
+
 static int delete_group_run(struct change *c, struct om_error *e) {
         const char *names[2] = { c->retry, c->dead };
         struct seen s;
@@ -241,7 +265,7 @@ static int delete_group_run(struct change *c, struct om_error *e) {
                 return om_error_set(e, OM_NOT_FOUND, "there is no group of \"%.*s\" on \"%.*s\"", OM_PRI(c->agent), OM_PRI(c->topic));
         if (c->delete_dead_letters)
                 kafka_dead_forget(c->job.bus, c->dead);
-        return kafka_delete_topics(c->job.bus, names, c->delete_dead_letters ? 2 : 1, &c->n, e);
+        return delete_all(c, names, c->delete_dead_letters ? 2 : 1, e);
 }
 
 static int delete_topic_run(struct change *c, struct om_error *e) {
@@ -267,10 +291,9 @@ static int delete_topic_run(struct change *c, struct om_error *e) {
         else if (!n)
                 r = om_error_set(e, OM_NOT_FOUND, "there is no topic \"%.*s\"", OM_PRI(c->topic));
         else
-                r = kafka_delete_topics(c->job.bus, names, n, &c->n, e);
+                r = delete_all(c, names, n, e);
         free(names);
         kafka_seen_deinit(&s);
-        c->n = 0;
         return r;
 }
 

@@ -88,20 +88,24 @@ static void check_logs(struct om_bus *b, struct load *l) {
         bool known;
 
         for (size_t i = 0; i < l->n; i++)
-                if (l->items[i].found && !rd_kafka_topic_partition_list_find(ends, l->items[i].log, l->items[i].p))
+                if (!rd_kafka_topic_partition_list_find(ends, l->items[i].log, l->items[i].p))
                         rd_kafka_topic_partition_list_add(ends, l->items[i].log, l->items[i].p);
         begins = rd_kafka_topic_partition_list_copy(ends);
-        known = ends->cnt && kafka_watermarks(b, ends, begins, CHECK_MS, &ignored) == 0;
+        known = kafka_watermarks(b, ends, begins, CHECK_MS, &ignored) == 0;
         for (size_t i = 0; i < l->n && known; i++) {
                 struct load_item *item = &l->items[i];
                 struct kafka_position *log = &item->state.at[KAFKA_AT_LOG];
-                const rd_kafka_topic_partition_t *to = item->found ? kafka_in_list(ends, item->log, item->p, &end) : NULL;
-                const rd_kafka_topic_partition_t *from = to ? kafka_in_list(begins, item->log, item->p, &begin) : NULL;
+                const rd_kafka_topic_partition_t *to = kafka_in_list(ends, item->log, item->p, &end);
+                const rd_kafka_topic_partition_t *from = kafka_in_list(begins, item->log, item->p, &begin);
 
-                if (!from || to->err || from->err || to->offset < 0 || from->offset < 0)
+                if (!to || !from || to->err || from->err || to->offset < 0 || from->offset < 0)
                         continue;
-                item->anew = to->offset < log->track.low;
-                if (item->anew) {
+                item->anew = to->offset < (item->found ? log->track.low : item->start);
+                if (!item->found && (item->anew || item->start < from->offset))
+                        item->start = from->offset;
+                else if (!item->found)
+                        continue;
+                else if (item->anew) {
                         kafka_track_deinit(&log->track);
                         free(log->marks);
                         *log = (struct kafka_position){ .track.low = from->offset, .next = from->offset };

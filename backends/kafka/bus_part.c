@@ -254,6 +254,7 @@ int kafka_part_start(struct part *p, struct kafka_state *state, struct om_error 
         if (r < 0)
                 kafka_part_lose(p);
         p->dirty = r == 0; /* said to be ours */
+        g->bus->any_astray |= p->astray;
         kafka_commit_soon(g->bus);
         wake_until_seen(g->bus);
         kafka_pump_soon(g->bus);
@@ -274,6 +275,7 @@ void kafka_part_resume(struct part *p) {
         p->clean = p->group->leaving;
         p->resuming = false;
         p->dirty = true;
+        p->group->bus->any_astray |= p->astray;
         kafka_commit_soon(p->group->bus);
         kafka_pump_soon(p->group->bus);
 }
