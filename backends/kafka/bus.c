@@ -172,6 +172,7 @@ static int bus_open(
         b->events = events;
         b->core = core;
         b->state = OM_BUS_CONNECTING;
+        b->opened_ms = om_clock_ms();
         b->pipe[0] = b->pipe[1] = -1;
         r = bus_prepare(b, url, e);
         if (!r && !(b->wake = kafka_topic_get(b, KAFKA_WAKE, OM_SPAN_NONE, OM_SPAN_NONE))) {

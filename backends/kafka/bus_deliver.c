@@ -318,7 +318,7 @@ static void pump(struct om_post *post) {
                         g->turn = (g->turn + 1) % g->n_parts;
         }
         if (b->any_astray)
-                kafka_member_find_again(b);
+                kafka_parts_find_again(b);
         DL_FOREACH_SAFE (b->subs, s, next) {
                 size_t n = s->n_fresh;
 

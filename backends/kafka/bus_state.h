@@ -186,7 +186,7 @@ struct opening {
 };
 void kafka_open(struct om_bus *b, struct opening *o); /* done() is called later */
 
-/* -- groups and their partitions (bus_group.c, bus_member.c, bus_part.c, bus_deliver.c) --------------------------------- */
+/* -- groups and their partitions (bus_group.c, bus_member.c, bus_load.c, bus_part.c, bus_deliver.c) ------------------- */
 
 struct key {
         UT_hash_handle hh;
@@ -304,13 +304,16 @@ void kafka_bus_transacts(struct om_bus *b); /* kept in the state folder, for the
 
 /* bus_member.c */
 void kafka_member_poll(struct om_bus *b);
-void kafka_member_find_again(struct om_bus *b);                  /* partitions that are astray */
-void kafka_member_log_anew(struct om_bus *b, const char *log);   /* it was deleted, and is made anew */
 void kafka_member_take(struct om_bus *b, const struct group *g); /* what is ours of a group that is served from now on */
 void kafka_rebalanced(rd_kafka_t *rk, rd_kafka_resp_err_t err, rd_kafka_topic_partition_list_t *list, void *opaque);
 void kafka_revoke_check(struct om_bus *b); /* whether what goes to another daemon may go now */
 void kafka_subscription_soon(struct om_bus *b);
 int kafka_member_timers(struct om_bus *b, struct om_error *e);
+
+/* bus_load.c */
+void kafka_parts_load(struct om_bus *b, struct part **parts, size_t n);
+void kafka_parts_find_again(struct om_bus *b);                /* those that are astray */
+void kafka_parts_log_anew(struct om_bus *b, const char *log); /* it was deleted, and is made anew */
 
 /* bus_part.c */
 int kafka_part_start(struct part *p, struct kafka_state *s, struct om_error *e); /* takes s */
@@ -474,6 +477,8 @@ struct om_bus {
         atomic_bool join_unanswered; /* the member has once asked to join and got no answer: it may have joined all the same */
         struct call renewal;
         bool renewing; /* the member is the worker's, which makes it anew */
+        bool renewed;  /* that was done once */
+        int64_t opened_ms;
         int64_t commit_after_ms;
         struct txn *txn;
         bool txn_busy, sweeping, undeleted; /* the last sweep may not delete */

@@ -182,7 +182,7 @@ static void need_done(struct call *c) {
 
         for (size_t i = 0; i < n->n; i++) {
                 if (n->making[i].again && n->making[i].made)
-                        kafka_member_log_anew(c->bus, n->making[i].kname);
+                        kafka_parts_log_anew(c->bus, n->making[i].kname);
                 tell(n->topics[i], c->status ? c->status : n->making[i].status, c->status ? &c->error : &n->making[i].error);
         }
         free(n->topics);
