@@ -21,7 +21,8 @@ struct load_item {
         int64_t start;
         char kname[KAFKA_NAME_MAX + 1], log[KAFKA_NAME_MAX + 1];
         int32_t p;
-        bool anew; /* the log is not the one of which something is committed */
+        bool was_deleted; /* its log, which is told */
+        bool anew;        /* the log is not the one of which something is committed */
         struct kafka_state state;
 };
 struct load {
@@ -65,20 +66,29 @@ static int read_start(struct om_bus *b, struct load_item *item, struct om_error 
         return rk ? 0 : -EINVAL;
 }
 
-/*
- * A log that ends before what the group has finished is another one of that name, made since, or one that has lost its end: its offsets say
- * nothing of what was finished, and the group begins with all that it holds. (One that has grown beyond that place since is not told from
- * the old one: Kafka's offsets have no more to go by.) Of a log that was cut in front the group begins with what is left.
- */
-static void check_logs(struct om_bus *b, struct load *l) {
-        rd_kafka_topic_partition_list_t *ends = rd_kafka_topic_partition_list_new((int) l->n), *begins;
-        struct om_error ignored; /* then they are taken for what they were */
-        int end = 0, begin = 0;
-        bool known;
+/* The log of which that was committed had all of these. */
+static int64_t known_end(const struct kafka_position *log) {
+        int64_t end = log->track.n ? log->track.runs[log->track.n - 1].to : log->track.low;
 
-        for (size_t i = 0; i < l->n; i++)
+        return end > log->next ? end : log->next;
+}
+
+/*
+ * A log that ends before what the group has been given is another one of that name, made since, or one that has lost its end: its offsets
+ * say nothing of what was finished, and the group begins with all that it holds. (One that has grown beyond that place since is not told
+ * from the old one: Kafka's offsets have no more to go by.) Of a log that was cut in front the group begins with what is left.
+ */
+static bool check_logs(struct om_bus *b, struct load *l) {
+        rd_kafka_topic_partition_list_t *ends = rd_kafka_topic_partition_list_new((int) l->n), *begins;
+        struct om_error ignored; /* then they are taken for what they were, or asked about again */
+        int end = 0, begin = 0;
+        bool known, deleted = false;
+
+        for (size_t i = 0; i < l->n; i++) {
+                deleted |= l->items[i].was_deleted;
                 if (!rd_kafka_topic_partition_list_find(ends, l->items[i].log, l->items[i].p))
                         rd_kafka_topic_partition_list_add(ends, l->items[i].log, l->items[i].p);
+        }
         begins = rd_kafka_topic_partition_list_copy(ends);
         known = kafka_watermarks(b, ends, begins, CHECK_MS, &ignored) == 0;
         for (size_t i = 0; i < l->n && known; i++) {
@@ -89,7 +99,7 @@ static void check_logs(struct om_bus *b, struct load *l) {
 
                 if (!to || !from || to->err || from->err || to->offset < 0 || from->offset < 0)
                         continue;
-                item->anew = to->offset < (item->found ? log->track.low : item->start);
+                item->anew = to->offset < (item->found ? known_end(log) : item->start) || (item->found && item->was_deleted);
                 if (!item->found && (item->anew || item->start < from->offset))
                         item->start = from->offset;
                 else if (!item->found)
@@ -106,6 +116,7 @@ static void check_logs(struct om_bus *b, struct load *l) {
         }
         rd_kafka_topic_partition_list_destroy(ends);
         rd_kafka_topic_partition_list_destroy(begins);
+        return known || !deleted;
 }
 
 static void load_run(struct call *c) {
@@ -136,8 +147,10 @@ static void load_run(struct call *c) {
                         c->status = read_start(b, item, &c->error);
         }
         rd_kafka_topic_partition_list_destroy(list);
-        if (!c->status)
-                check_logs(b, l);
+        if (!c->status && !check_logs(b, l)) {
+                c->status = -EAGAIN;
+                usleep(100000);
+        }
 }
 
 static struct part *part_of(struct om_bus *b, const struct load_item *item) {
@@ -214,7 +227,10 @@ void kafka_parts_load(struct om_bus *b, struct part **parts, size_t n) {
                         parts[i]->resuming = true;
                 else
                         parts[i]->state = PART_LOADING;
-                l->items[i] = (struct load_item){ .slot = parts[i]->slot, .term = ++parts[i]->term, .p = parts[i]->p };
+                l->items[i] = (struct load_item){
+                        .slot = parts[i]->slot, .term = ++parts[i]->term, .p = parts[i]->p, .was_deleted = parts[i]->log_deleted
+                };
+                parts[i]->log_deleted = false;
                 memcpy(l->items[i].kname, g->kname, sizeof g->kname);
                 memcpy(l->items[i].log, g->log, sizeof g->log);
                 if (parts[i]->p < g->n_starts) {
@@ -247,6 +263,6 @@ void kafka_parts_find_again(struct om_bus *b) {
 void kafka_parts_log_anew(struct om_bus *b, const char *log) {
         for (struct part *p = b->parts_by_slot; p; p = p->hh.next)
                 if (strcmp(p->group->log, log) == 0)
-                        p->astray = b->any_astray = true;
+                        p->astray = p->log_deleted = b->any_astray = true;
         kafka_pump_soon(b);
 }

@@ -255,10 +255,11 @@ struct part {
         struct key *keys;
         unsigned n_leased, n_open[2];
         bool dirty, in_commit, in_txn, clean;
-        bool resuming; /* PART_SUSPENDED: it is ours again, if nobody had it meanwhile, which is asked for */
-        bool astray;   /* the brokers have not got the place that it was read up to: what was committed is looked at again */
-        bool full;     /* the metadata has hardly room for more holes */
-        bool crowded;  /* … or for more attempts */
+        bool resuming;    /* PART_SUSPENDED: it is ours again, if nobody had it meanwhile, which is asked for */
+        bool astray;      /* the brokers have not got the place that it was read up to: what was committed is looked at again */
+        bool log_deleted; /* … since the log was deleted, and is made anew */
+        bool full;        /* the metadata has hardly room for more holes */
+        bool crowded;     /* … or for more attempts */
         struct verdict *pending, *committing;
 };
 struct group {

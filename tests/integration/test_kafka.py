@@ -354,6 +354,11 @@ def a_broker_that_has_lost_what_it_confirmed_is_published_to_all_the_same():
 def tasks_of_a_topic_that_another_tool_deleted_and_made_anew_are_not_taken_for_those_of_the_old_one():
     """Both are numbered from 0, and of the old one the group has finished the first."""
     with broker() as url, bus(url) as d, contextlib.closing(d.connect()) as c:
+
+        def published(topic, n):
+            with contextlib.suppress(OmniError):
+                return c.publish(topic, ["new", n])
+
         c.register("t", "a", prefetch=100)
         for life in range(3):
             for n in range(20 - 5 * life):
@@ -370,11 +375,7 @@ def tasks_of_a_topic_that_another_tool_deleted_and_made_anew_are_not_taken_for_t
                 c = d.connect()
                 c.register("t", "a", prefetch=100)
 
-            def published():
-                with contextlib.suppress(OmniError):
-                    return c.publish("t", ["new", 0])
-
-            wait_for(published, 10, "publishing to the new one")
+            wait_for(lambda: published("t", 0), 10, "publishing to the new one")
             if life == 1:  # more than the old one had: its last place is one of the new one's
                 for n in range(1, 40):
                     c.publish("t", ["new", n])
@@ -382,6 +383,14 @@ def tasks_of_a_topic_that_another_tool_deleted_and_made_anew_are_not_taken_for_t
                 task = c.next_task(20)
                 assert task and task["payload"]["content"] == ["new", n], (life, n, task)
                 c.ack(task)
+        c.register("u", "a", prefetch=100)
+        old = [c.publish("u", ["old", n]) and c.next_task(20) for n in range(5)]
+        c.ack(old[3])
+        time.sleep(1)  # it is committed
+        Stranger(url).delete("x.u")
+        for n in range(5):  # one of them has the place of what was finished
+            wait_for(lambda: published("u", n), 10, "publishing to the new one")
+        assert [c.next_task(20)["payload"]["content"] for _ in range(5)] == [["new", n] for n in range(5)]
         d.stop()
 
 
