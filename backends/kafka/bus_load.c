@@ -170,7 +170,7 @@ static void load_done(struct call *c) {
                 struct part *p = b->closing ? NULL : part_of(b, item);
 
                 if (p && c->status == 0 && p->resuming) {
-                        if (item->found && item->state.owner == b->owner && !item->state.clean) {
+                        if (item->found && !item->anew && item->state.owner == b->owner && !item->state.clean) {
                                 kafka_part_resume(p);
                                 kafka_state_deinit(&item->state);
                                 continue;
@@ -184,9 +184,8 @@ static void load_done(struct call *c) {
                         }
                         if (item->anew)
                                 om_host_log(b->host, OM_LOG_WARNING,
-                                        "Kafka: the topic %s [%d] was deleted and made anew, or has lost its end: agent %s begins with all "
-                                        "that it "
-                                        "holds",
+                                        "Kafka: the topic %s [%d] was deleted and made anew, or has lost its end: agent %s begins with "
+                                        "all that it holds",
                                         p->group->log, (int) p->p, p->group->agent);
                         if (kafka_part_start(p, &item->state, &c->error) < 0)
                                 om_host_log(b->host, OM_LOG_ERROR, "%s", c->error.message);

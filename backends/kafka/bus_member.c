@@ -263,7 +263,7 @@ static void is_fatal(struct om_bus *b) {
                 return;
         }
         om_host_log(b->host, OM_LOG_NOTICE,
-                "Kafka: the consumer group took this daemon for two, after a request to join that the brokers left unanswered: it joins "
+                "Kafka: the consumer group took this daemon for two, as it may when brokers leave a request to join unanswered: it joins "
                 "again");
         renew(b);
 }

@@ -348,6 +348,16 @@ def what_was_written_twice_and_deleted_is_gone_when_the_server_is_killed():
             daemon.stop()
 
 
+@contextlib.contextmanager
+def kept(url, n):
+    """Ends when the server has been told of n tasks that they are kept: it tells of each Nak, and such a one is."""
+    stranger = Stranger(url)
+    stranger.subscribe("$JS.EVENT.ADVISORY.CONSUMER.MSG_NAKED.>")
+    yield
+    for _ in range(n):
+        stranger.next()
+
+
 @case
 def what_a_killed_server_forgot_of_finished_tasks_does_not_wait_for_their_leases():
     """A server writes its consumers' state every 100 ms: killed, it has forgotten the last acks, and knows of tasks that take long that a daemon keeps them."""
@@ -357,11 +367,11 @@ def what_a_killed_server_forgot_of_finished_tasks_does_not_wait_for_their_leases
         "retried": lambda client, d: client.start("task.fail", delivery=d, error={"message": "once more"}, delay_ms=3000)}
     with Server("nats") as killed, bus(killed.values["bus_url"].replace("{case}", "omni")) as daemon, contextlib.closing(daemon.connect()) as client:
         for topic, end in ends.items():
-            client.register(topic, "a", prefetch=n)
-            for i in range(n):
-                client.publish(topic, i)
-            tasks = [client.next_task() for _ in range(n)]
-            time.sleep(1)  # the daemon has told the server that it keeps them
+            with kept(killed.values["bus_url"], n):
+                client.register(topic, "a", prefetch=n)
+                for i in range(n):
+                    client.publish(topic, i)
+                tasks = [client.next_task() for _ in range(n)]
             for request in [end(client, t["delivery"]) for t in tasks]:
                 client.finish(request)
             killed.do("kill")
@@ -387,11 +397,11 @@ def answers_to_tasks_of_a_server_that_lost_its_disk_do_not_finish_those_that_cam
     """Both are numbered from 1, and another daemon has made the group anew before this one looks."""
     n = 3
     with Server("nats") as lost, bus(url := lost.values["bus_url"].replace("{case}", "omni")) as late, contextlib.closing(late.connect()) as client:
-        client.register("t", "a", prefetch=n)
-        for i in range(n):
-            client.publish("t", i)
-        old = [client.next_task() for _ in range(n)]
-        time.sleep(1)
+        with kept(url, n):
+            client.register("t", "a", prefetch=n)
+            for i in range(n):
+                client.publish("t", i)
+            old = [client.next_task() for _ in range(n)]
         late.process.send_signal(signal.SIGSTOP)
         lost.do("kill")
         shutil.rmtree(os.path.join(lost.folder, "1"))
