@@ -212,11 +212,13 @@ static void faults_in_mid_stream(void) {
         MUST(kinds > 0, "its script names no faults");
         int n = SCALE(100000, 8000), rounds = SCALE(20, (int) kinds);
         rig_up((const char *const[]){ AWAY_CALL_TIMEOUT, NULL });
+        const char *probe = topic("probe");
+        /* A broker that has just started may take longer than that over its first topic. */
+        MUST(UNTIL_SLOWLY(publish_one(probe) == 0, 20000), "nothing can be published: %s", omni_strerror(rig_client));
         struct oracle *o = oracle_new(topic("t"), "a");
         for (int i = 0; i < AGENTS; i++)
                 oracle_agent(o, PREFETCH, 0, NULL);
         pid_t producer = oracle_producer(o, n, WINDOW);
-        const char *probe = topic("probe");
         struct worker *w = serve(probe, "prober", act_ack);
         for (int i = 1; i <= rounds; i++) {
                 while (o->progress->acknowledged < (long) n * i / (rounds + 1))
