@@ -6,7 +6,8 @@
  *   - a group is in the table from its first registration until it has no subscription, no registration waiting and no lease; then the
  * bus's subscription ends. The group on the bus stays;
  *   - the bus is asked once for a group, however many workers register; who comes while that is under way waits for it;
- *   - groups are looked at, ended and freed at the end of a turn only, so a pointer to one is good for the whole turn.
+ *   - groups are looked at, ended and freed at the end of a turn only, so a pointer to one is good for the whole turn;
+ *   - once it has stopped no group has a subscription of the bus: that is closed next, and it frees them.
  *
  * The end of a turn, in this order: what is to be settled and published goes to the bus; deliveries that came are handed out and the bus
  * told what is wanted; frames are written; groups that are over go.
@@ -103,14 +104,30 @@ static void group_refuse(struct om_group *g, const struct om_error *e) {
                 om_subscription_refuse(g->pending, e);
 }
 
+static void group_unsubscribe(struct om_group *g) {
+        if (g->bus_sub)
+                g->d->core->bus_ops->unsubscribe(g->bus_sub);
+        g->bus_sub = NULL;
+        g->wanted = 0;
+        om_leases_unpromise(g);
+}
+
+static bool has_stopped(const struct om_dispatch *d) { return d->stopping && !d->stopped; }
+
 static void subscribed(struct om_call *c, int status, const struct om_error *e) {
         struct om_group *g = c->data;
         bool created = c->subscribe.ret_created;
+        struct om_error stopping;
 
         g->subscribing = NULL;
         if (status == 0)
                 g->bus_sub = c->subscribe.ret_sub;
-        else
+        if (status == 0 && has_stopped(g->d)) {
+                group_unsubscribe(g);
+                status = om_error_set(&stopping, OM_UNAVAILABLE, "the daemon is stopping");
+                e = &stopping;
+        }
+        if (status < 0)
                 group_refuse(g, e);
         om_call_free(c);
         g->wanted = 0;
@@ -141,14 +158,6 @@ static void group_subscribe(struct om_group *g) {
         c->subscribe.reclaim_idle_ms = g->config.reclaim_idle_ms ? g->config.reclaim_idle_ms : g->d->core->settings->reclaim_idle_ms;
         c->subscribe.core = g;
         om_call_start(c);
-}
-
-static void group_unsubscribe(struct om_group *g) {
-        if (g->bus_sub)
-                g->d->core->bus_ops->unsubscribe(g->bus_sub);
-        g->bus_sub = NULL;
-        g->wanted = 0;
-        om_leases_unpromise(g);
 }
 
 static void end_tell(struct om_end *end) {

@@ -109,7 +109,7 @@ static void start(struct om_op *op, enum what what, bool hold, int status, void 
 void mem_release(void) {
         struct pending *p;
 
-        mem.faults.publish_hold = mem.faults.settle_hold = mem.faults.put_hold = mem.faults.query_hold = false;
+        mem.faults.publish_hold = mem.faults.settle_hold = mem.faults.put_hold = mem.faults.query_hold = mem.faults.subscribe_hold = false;
         while ((p = held)) {
                 held = p->next;
                 send_off(p);
@@ -331,11 +331,13 @@ static int bus_subscribe(struct om_bus *b, struct om_bus_subscribe *op, struct o
         g->served = true;
         g->want = 0;
         op->ret_sub = g;
-        start(&op->op, OTHER, false, 0, no_effect);
+        start(&op->op, OTHER, mem.faults.subscribe_hold, 0, no_effect);
         return 0;
 }
 static void bus_unsubscribe(struct om_bus_sub *g) {
         mem.unsubscribes++;
+        if (!bus)
+                abort(); /* it is gone, and the subscription with it */
         for (struct entry *e = g->queue; e; e = e->next)
                 if (e->out)
                         note("LEASED AT UNSUBSCRIBE %s;", e->id);

@@ -17,6 +17,7 @@ struct mem_faults {
         int settle_outcome, put_outcome;               /* of one item: */
         const char *settle_outcome_id;                 /* the task it is about */
         bool publish_hold, settle_hold, put_hold;      /* not completed until mem_release() */
+        bool subscribe_hold;                           /* likewise */
         bool query_hold;                               /* of topics; until mem_release_topics() */
         bool no_cancel;                                /* a held operation cannot be cancelled */
         unsigned query_refuse;                         /* so many queries are refused with -ENOBUFS */

@@ -1157,6 +1157,31 @@ START_TEST(test_a_stop_ends_although_the_bus_is_away) {
 }
 END_TEST
 
+START_TEST(test_a_registration_that_the_bus_answers_while_the_daemon_stops_is_refused_and_ended) {
+        struct client *c = connect_client();
+        struct om_post done = { .fn = on_ended };
+        int64_t until = om_clock_ms() + 3000;
+        int id;
+
+        ended = false;
+        mem.faults.subscribe_hold = mem.faults.no_cancel = true;
+        id = request(c, "agent.register", "{\"name\":\"n\",\"topic\":\"t\"}");
+        turns(5);
+        ck_assert_uint_eq(mem_held(), 1);
+        om_core_stop(core, &done);
+        turns(10); /* it waits for the bus */
+        ck_assert(!ended);
+        ck_assert_uint_eq(mem.unsubscribes, 0);
+        mem_release();
+        expect_error(c, id, "unavailable");
+        ck_assert_uint_eq(mem.unsubscribes, 1);
+        while (!ended && om_clock_ms() < until)
+                turns(1);
+        ck_assert(ended);
+        disconnect(c);
+}
+END_TEST
+
 START_TEST(test_many_tasks_go_their_way_in_batches) {
         struct client *c = connect_client();
         struct om_buf b = OM_BUF_INIT;
@@ -1238,6 +1263,7 @@ int main(void) {
         tcase_add_test(t, test_a_stop_waits_for_what_is_leased_and_takes_its_ack);
         tcase_add_test(t, test_after_the_grace_what_is_leased_is_released_uncounted);
         tcase_add_test(t, test_a_stop_ends_although_the_bus_is_away);
+        tcase_add_test(t, test_a_registration_that_the_bus_answers_while_the_daemon_stops_is_refused_and_ended);
         tcase_add_test(t, test_many_tasks_go_their_way_in_batches);
         suite_add_tcase(suite, t);
         return om_test_main(suite);
