@@ -143,13 +143,17 @@ static void core_start(unsigned n) {
 
 /* -- what the daemon says ---------------------------------------------------------------------------------------------------- */
 
+/* Of several with this id one that does not wait: the other may have no answer for long. */
 static void answered(struct client *c, struct om_span id) {
+        unsigned at = c->n_wanted;
+
         for (unsigned i = 0; i < c->n_wanted; i++)
-                if (om_span_is(id, c->wanted[i].id)) {
-                        c->wanted[i] = c->wanted[--c->n_wanted];
-                        return;
-                }
-        MUST(!c->counting); /* an answer to nothing, or a second one */
+                if (om_span_is(id, c->wanted[i].id) && (at == c->n_wanted || c->wanted[at].may_wait))
+                        at = i;
+        if (at < c->n_wanted)
+                c->wanted[at] = c->wanted[--c->n_wanted];
+        else
+                MUST(!c->counting); /* an answer to nothing, or a second one */
 }
 
 /* The number or the text behind the last `name` in a body, for later frames. */
