@@ -443,6 +443,9 @@ struct om_bus {
         struct call probe, end;
         bool probing, probe_ok, told, closing, member_closed;
         unsigned probe_n;
+        int probe_limit_ms;
+        int64_t probe_took_ms; /* the probe's thread's, until it is done */
+        int64_t slow_ms;       /* what brokers take that are not prompt; 0: they are */
         struct event *probe_timer;
 
         struct om_jobs jobs;

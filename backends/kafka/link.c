@@ -6,8 +6,9 @@
  *   - callbacks of the library run on the loop: its queues are served there and nowhere else, until the bus closes;
  *   - a queue that becomes non-empty writes its code into the pipe, and is served until it is empty. A full pipe loses nothing: it was read
  *     when it was full, and then everything is served;
- *   - READY is told after a broker has answered, CONNECTING when one that was asked did not within a second. What asks is the probe, on a
- *     thread of its own; what makes it ask is the library's word that brokers are down, or something under way that is not answered.
+ *   - READY is told after a broker has answered, CONNECTING when one that was asked did not within a second, or within twice what it took
+ *     before (up to PROBE_MAX_MS). What asks is the probe, on a thread of its own; what makes it ask is the library's word that brokers are
+ *     down, or something under way that is not answered.
  *
  * Loop thread, but for run() of calls, and log_it().
  */
@@ -16,7 +17,7 @@
 
 #include "bus_state.h"
 
-enum { CODE_PRODUCER, CODE_MEMBER, CODE_LANE, PROBE_MS = 1000, SUSPECT_MS = 300, SILENT_MS = 500, BEAT_MS = 100 };
+enum { CODE_PRODUCER, CODE_MEMBER, CODE_LANE, PROBE_MS = 1000, PROBE_MAX_MS = 3000, SUSPECT_MS = 300, SILENT_MS = 500, BEAT_MS = 100 };
 
 /* -- workers ---------------------------------------------------------------------------------------------------------- */
 
@@ -331,11 +332,20 @@ static void on_readable(evutil_socket_t fd, short what, void *ctx) {
 
 /* -- whether the brokers are there ---------------------------------------------------------------------------------------- */
 
+/* Brokers that are far away or busy are given twice the time that the last probe took. */
+static int patience_ms(const struct om_bus *b, int ms) {
+        int64_t slow = 2 * b->slow_ms < PROBE_MAX_MS ? 2 * b->slow_ms : PROBE_MAX_MS;
+
+        return slow > ms ? (int) slow : ms;
+}
+
 static void probe_run(struct call *c) {
         struct om_bus *b = c->bus;
         const struct rd_kafka_metadata *md = NULL;
-        rd_kafka_resp_err_t err = rd_kafka_metadata(b->asker, 0, NULL, &md, b->state == OM_BUS_READY ? SUSPECT_MS : PROBE_MS);
+        int64_t began_ms = om_clock_ms();
+        rd_kafka_resp_err_t err = rd_kafka_metadata(b->asker, 0, NULL, &md, b->probe_limit_ms);
 
+        b->probe_took_ms = om_clock_ms() - began_ms;
         if (err) {
                 c->status = kafka_error(err, NULL, b->where, &c->error);
                 return;
@@ -376,6 +386,8 @@ static void probe_done(struct call *c) {
         if (b->closing || b->state == OM_BUS_FAILED)
                 return;
         if (c->status < 0) {
+                if (b->state != OM_BUS_READY && b->probe_took_ms >= b->probe_limit_ms)
+                        b->slow_ms = b->probe_limit_ms;
                 /* What the connection said is more than that nobody answered. */
                 bool known = b->last_error.message[0] && c->status == -EAGAIN;
 
@@ -385,6 +397,9 @@ static void probe_done(struct call *c) {
         }
         b->heard_ms = om_clock_ms();
         b->probe_n = 0;
+        if (b->probe_took_ms > SUSPECT_MS && b->probe_took_ms > b->slow_ms)
+                probe_soon(b, SUSPECT_MS); /* it may have been held up only this time */
+        b->slow_ms = b->probe_took_ms > SUSPECT_MS ? b->probe_took_ms : 0;
         b->last_error = (struct om_error) OM_ERROR_INIT;
         if (b->wake->state != TOPIC_THERE)
                 b->wake->state = TOPIC_THERE;
@@ -403,6 +418,7 @@ static void probe(struct om_bus *b) {
         if (b->probing || b->closing || b->state == OM_BUS_FAILED)
                 return;
         b->probing = true;
+        b->probe_limit_ms = patience_ms(b, b->state == OM_BUS_READY ? SUSPECT_MS : PROBE_MS);
         b->probe.run = probe_run;
         b->probe.done = probe_done;
         if (kafka_call(b, WORKER_PROBE, &b->probe, &e) < 0) {
@@ -426,7 +442,7 @@ static void on_beat(evutil_socket_t fd, short what, void *ctx) {
                 return;
         if (b->flying->sent_ms > since)
                 since = b->flying->sent_ms;
-        if (now - since >= SILENT_MS)
+        if (now - since >= patience_ms(b, SILENT_MS))
                 kafka_link_suspect(b);
         evtimer_add(b->beat, (&(struct timeval){ 0, BEAT_MS * 1000 }));
 }

@@ -223,6 +223,7 @@ static int bus_open(
         b->leases_fd = -1;
         b->sweep_timer = evtimer_new(host->base, nats_on_sweep_timer, b);
         b->beat_timer = evtimer_new(host->base, nats_on_beat, b);
+        b->confirm_ms = NATS_CONFIRM_MS;
         b->confirm_timer = evtimer_new(host->base, nats_on_confirm_timer, b);
         b->retry_timer = evtimer_new(host->base, nats_on_retry_timer, b);
         r = om_options_read(options, url, &b->settings, e);

@@ -12,6 +12,8 @@
  * is gone (-ESTALE). While a cluster elects a leader nobody answers either: that is -EAGAIN, and the core tries again;
  *   - a server that was killed may have forgotten its last deliveries. It takes no answer to them and says nothing; where an answer is not
  *     confirmed in time, the consumer's own count shows whether it is so: then the message comes again, and this one is -ESTALE;
+ *   - what is in time grows while answers are confirmed too late, and shrinks when one comes promptly: far away, or on a busy disk, a
+ * second answer would be late as the first was;
  *   - a delivery is freed after the verdicts that name it: one that was cancelled may still be under way when the next is.
  *
  * Loop thread.
@@ -37,7 +39,7 @@ struct item {
         int status;
         const char *why;
 };
-enum { CONFIRM_MS = 400, HAND_BACK_MS = 250 };
+enum { CONFIRM_MAX_MS = 3200, HAND_BACK_MS = 250 };
 struct settle {
         struct job job; /* first */
         struct om_settlement *items_out;
@@ -141,6 +143,16 @@ static void leave(struct item *it) {
         it->confirming = false;
 }
 
+/* The server was only slow. Those that were asked before the last growth say nothing about it. */
+static void wait_longer(struct item *it) {
+        struct om_bus *b = it->job->job.bus;
+
+        if (it->asked_ms < b->confirm_since_ms)
+                return;
+        b->confirm_since_ms = om_clock_ms();
+        b->confirm_ms = b->confirm_ms < CONFIRM_MAX_MS ? 2 * b->confirm_ms : CONFIRM_MAX_MS;
+}
+
 static void consumer_looked_for(struct nats_request *r, const struct nats_reply *reply) {
         struct item *it = r->ctx;
         uint64_t delivered = nats_json_u64(reply->data, "delivered.consumer_seq");
@@ -149,9 +161,10 @@ static void consumer_looked_for(struct nats_request *r, const struct nats_reply 
                 item_done(it, -ESTALE, "NATS: the group was deleted");
         else if (reply->status == 0 && nats_json_get(reply->data, "delivered").p && delivered < it->d->consumer_seq)
                 item_done(it, -ESTALE, "NATS: the server has forgotten that it gave the task away; it comes again");
-        else if (reply->status == 0 && it->late)
+        else if (reply->status == 0 && it->late) {
+                wait_longer(it);
                 answer(it, it->text);
-        else
+        } else
                 item_done(it, -EAGAIN, "NATS: nobody takes the verdict now");
 }
 
@@ -168,6 +181,8 @@ static void confirmed(struct nats_request *r, const struct nats_reply *reply) {
 
         leave(it);
         if (reply->status == 0) {
+                if (om_clock_ms() - it->asked_ms < NATS_CONFIRM_MS / 2)
+                        it->job->job.bus->confirm_ms = NATS_CONFIRM_MS;
                 nats_verdict_note(it->d, it->text, it->due_ms);
                 item_done(it, 0, NULL);
         } else if (reply->status == -ENOENT) {
@@ -178,7 +193,7 @@ static void confirmed(struct nats_request *r, const struct nats_reply *reply) {
 }
 
 static void confirm_arm(struct om_bus *b) {
-        struct timeval tv = { 0, CONFIRM_MS * 1000 };
+        struct timeval tv = { 0, NATS_CONFIRM_MS * 1000 };
 
         if (b->confirming && !event_pending(b->confirm_timer, EV_TIMEOUT, NULL))
                 event_add(b->confirm_timer, &tv);
@@ -189,7 +204,7 @@ void nats_on_confirm_timer(evutil_socket_t fd, short what, void *ctx) {
         struct item *it;
         int64_t now = om_clock_ms();
 
-        while ((it = b->confirming) && now - it->asked_ms >= CONFIRM_MS) {
+        while ((it = b->confirming) && now - it->asked_ms >= b->confirm_ms) {
                 leave(it);
                 nats_request_end(b->link, &it->req);
                 it->late = true;

@@ -346,6 +346,7 @@ void nats_verdicts_repeat(struct source *s, int64_t away_ms);
 /* -- verdicts (bus_settle.c) ---------------------------------------------------------------------------------------- */
 
 int nats_bus_settle(struct om_bus *b, struct om_bus_settle *op, struct om_error *e);
+enum { NATS_CONFIRM_MS = 400 }; /* how long a verdict's confirmation is waited for, at first */
 void nats_on_confirm_timer(evutil_socket_t fd, short what, void *ctx);
 void nats_release_delivery(struct delivery *d);                        /* that the core never had */
 void nats_put_place(char *out, size_t size, const struct delivery *d); /* "STREAM.CONSUMER.SEQ" */
@@ -492,8 +493,9 @@ struct om_bus {
         struct event *sweep_timer, *beat_timer, *confirm_timer, *retry_timer;
         bool undeleted; /* what is finished could not be deleted the last time, and that was said */
         struct publication *retrying;
-        int64_t retry_ms;        /* when its timer is due */
-        struct item *confirming; /* verdicts that the server has not confirmed, oldest first */
+        int64_t retry_ms;                     /* when its timer is due */
+        struct item *confirming;              /* verdicts that the server has not confirmed, oldest first */
+        int64_t confirm_ms, confirm_since_ms; /* how long one is waited for, and since when */
         struct om_jobs jobs;
         int leases_fd;
         char *leases; /* the journal, mapped */

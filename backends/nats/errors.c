@@ -128,6 +128,8 @@ void nats_connect_error(natsStatus s, const char *text, const struct om_url *url
                         where, text);
         else if ((host = unresolved(url)))
                 om_error_set(e, OM_UNAVAILABLE, "NATS: cannot resolve the host %.100s of the URL", host);
+        else if (s == NATS_TIMEOUT)
+                om_error_set(e, OM_UNAVAILABLE, "NATS at %s: the server did not answer in time while connecting (%.200s)", where, text);
         else if (s == NATS_NO_SERVER)
                 om_error_set(e, OM_UNAVAILABLE, "NATS: no server answers at %s", where);
         else

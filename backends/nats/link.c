@@ -11,6 +11,9 @@
  * before `down`. All of a kind get it too when the server lives and has answered none of them for a while, and one that later ones have
  * overtaken: then it is not a slow disk, but nobody there to answer. The more is under way, the longer that takes to tell. With one server,
  * messages wait as long as its disk takes;
+ *   - a server that is far away or busy is slow, not silent: the patience with silence doubles when it runs out, and that with a kind when
+ * what was given up is answered after all, up to PATIENCE_MAX times; a prompt answer ends that. A cluster without a leader answers nothing
+ * late, so there it stays short;
  *   - the watch's timer runs only while something is waited for. It counts its own ticks, not time: a daemon that was stopped itself does
  * not blame the server.
  *
@@ -38,6 +41,7 @@ enum {
         BYTES_A_MS = 1000,
         A_MAKING_MS = 50, /* and a cluster to agree about a stream */
         WORK_MAX_MS = 5000,
+        PATIENCE_MAX = 4,
         BACKOFF_BASE_MS = 100,
         BACKOFF_MAX_MS = 1000,
 };
@@ -49,6 +53,8 @@ enum { QUESTIONS, MAKING, MESSAGES, N_KINDS };
 struct slot {
         struct nats_request *r;
         uint32_t serial;
+        uint32_t given_up; /* the serial of the last that was not waited for any longer; its kind: */
+        int kind;
 };
 
 struct nats_link {
@@ -63,10 +69,11 @@ struct nats_link {
         bool closing;
         struct om_post *closed;
         struct event *again, *watch;
-        unsigned ticks;               /* of the watch, while it runs */
-        unsigned silent;              /* ticks since anything came */
-        unsigned stuck[N_KINDS];      /* ticks since one of the kind was answered */
-        int64_t answered_ms[N_KINDS]; /* when the latest of those that were answered had been sent */
+        unsigned ticks;                          /* of the watch, while it runs */
+        unsigned silent;                         /* ticks since anything came */
+        unsigned stuck[N_KINDS];                 /* ticks since one of the kind was answered */
+        int64_t answered_ms[N_KINDS];            /* when the latest of those that were answered had been sent */
+        unsigned patience, patience_of[N_KINDS]; /* times the ticks above: with silence, with a kind */
         struct slot *slots;
         size_t n_slots, next_free; /* where to look for a free one */
         size_t n_used;
@@ -158,8 +165,12 @@ void nats_request_end(struct nats_link *l, struct nats_request *r) {
         r->out = NULL;
 }
 
+static unsigned grown(unsigned patience) { return patience < PATIENCE_MAX ? patience * 2 : PATIENCE_MAX; }
+
 static void answer(struct nats_link *l, struct nats_request *r, const struct nats_reply *reply) {
         if (reply->status != -EAGAIN) {
+                if (l->ticks - r->sent_tick <= PROBE_TICKS)
+                        l->patience = l->patience_of[r->kind] = 1;
                 l->stuck[r->kind] = 0;
                 if (r->sent_ms > l->answered_ms[r->kind])
                         l->answered_ms[r->kind] = r->sent_ms;
@@ -262,15 +273,22 @@ void nats_request_forget(struct nats_request *r, const struct nats_reply *reply)
 
 /* -- up and down --------------------------------------------------------------------------------------------------- */
 
+static void give_up(struct nats_link *l, struct nats_request *r) {
+        const struct nats_reply gone = { .status = -EAGAIN };
+
+        l->slots[r->slot].given_up = r->serial;
+        l->slots[r->slot].kind = r->kind;
+        answer(l, r, &gone);
+}
+
 /* Those that are asked meanwhile, by what answers here, are not among them. */
 static void fail_kind(struct nats_link *l, int kind) {
-        const struct nats_reply gone = { .status = -EAGAIN };
         struct nats_request *r, *last = l->waiting[kind] ? l->waiting[kind]->prev : NULL;
         bool over = !last;
 
         while (!over && (r = l->waiting[kind])) {
                 over = r == last;
-                answer(l, r, &gone);
+                give_up(l, r);
         }
 }
 
@@ -309,13 +327,17 @@ void nats_link_fail(struct nats_link *l, const struct om_error *e) {
 }
 
 static void fail_overtaken(struct nats_link *l, int kind) {
-        const struct nats_reply gone = { .status = -EAGAIN };
-        int64_t before = l->answered_ms[kind] - OVERTAKEN_MS;
+        int64_t before = l->answered_ms[kind] - OVERTAKEN_MS, limit = STUCK_MS * l->patience_of[kind] + work_ms(l, kind);
         struct nats_request *r;
 
-        while ((r = l->waiting[kind]) && (int64_t) (l->ticks - r->sent_tick) * TICK_MS >= STUCK_MS + work_ms(l, kind) &&
-                r->sent_ms < before)
-                answer(l, r, &gone);
+        while ((r = l->waiting[kind]) && (int64_t) (l->ticks - r->sent_tick) * TICK_MS >= limit && r->sent_ms < before)
+                give_up(l, r);
+}
+
+static unsigned stuck_ticks(const struct nats_link *l, int kind) {
+        if (!l->clustered)
+                return CALL_TICKS * l->patience_of[kind];
+        return STUCK_TICKS * l->patience_of[kind] + (unsigned) work_ms(l, kind) / TICK_MS;
 }
 
 static void on_watch(evutil_socket_t fd, short what, void *ctx) {
@@ -328,7 +350,8 @@ static void on_watch(evutil_socket_t fd, short what, void *ctx) {
                 return;
         l->ticks++;
         l->silent = nats_session_heard(l->session) ? 0 : l->silent + 1;
-        if (l->silent >= LOST_TICKS + read_ms(l) / TICK_MS) {
+        if (l->silent >= LOST_TICKS * l->patience + read_ms(l) / TICK_MS) {
+                l->patience = grown(l->patience);
                 om_error_set(&e, OM_UNAVAILABLE, "NATS at %s: the server does not answer", l->where);
                 nats_link_fail(l, &e);
                 return;
@@ -339,7 +362,7 @@ static void on_watch(evutil_socket_t fd, short what, void *ctx) {
                         continue;
                 if (l->clustered)
                         fail_overtaken(l, kind);
-                if (l->waiting[kind] && ++l->stuck[kind] >= (l->clustered ? STUCK_TICKS + work_ms(l, kind) / TICK_MS : CALL_TICKS)) {
+                if (l->waiting[kind] && ++l->stuck[kind] >= stuck_ticks(l, kind)) {
                         l->stuck[kind] = 0;
                         fail_kind(l, kind);
                 }
@@ -422,6 +445,12 @@ static void to_request(struct nats_link *l, natsMsg *msg, const char *where) {
         struct nats_reply reply = { .msg = msg, .data = { natsMsg_GetData(msg), (size_t) natsMsg_GetDataLength(msg) } };
         struct nats_request *r = slot < l->n_slots ? l->slots[slot].r : NULL;
 
+        if (slot < l->n_slots && serial && l->slots[slot].given_up == serial) {
+                int kind = l->slots[slot].kind;
+
+                l->slots[slot].given_up = 0;
+                l->patience_of[kind] = grown(l->patience_of[kind]);
+        }
         if (!r || r->serial != serial)
                 return;
         reply.code = status_of(msg);
@@ -486,6 +515,9 @@ int nats_link_new(struct om_host *host, const struct nats_settings *s, const str
                 l->events = events;
                 l->ctx = ctx;
                 l->clustered = url->n_hosts > 1;
+                l->patience = 1;
+                for (int kind = 0; kind < N_KINDS; kind++)
+                        l->patience_of[kind] = 1;
                 l->again = evtimer_new(host->base, on_again, l);
                 l->watch = evtimer_new(host->base, on_watch, l);
                 nats_settings_where(url, l->where, sizeof l->where);

@@ -7,8 +7,9 @@
  * Everything here is called on the loop and calls back on it. The library's own calls are made on one worker thread, which may block in
  * them: what a turn of the loop has sent goes out in one turn of the worker, and its messages come back in one post.
  *
- * A server that is silent while something is asked is given up for lost within a second, or later where it has megabytes to read: an answer
- * that is late is waited for only as long as the server returns what we send to ourselves, and some of its kind are answered.
+ * A server that is silent while something is asked is given up for lost within a second, or later where it has megabytes to read or has
+ * been slow before (link.c): an answer that is late is waited for only as long as the server returns what we send to ourselves, and some of
+ * its kind are answered.
  */
 #include <stdatomic.h>
 

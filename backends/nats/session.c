@@ -18,7 +18,7 @@
 #include "session.h"
 
 enum { WORK_CONNECT, WORK_SEND, WORK_CLOSE, WORK_STOP };
-enum { FLUSH_MS = 650 };
+enum { FLUSH_MS = 650, CONNECT_MS = 2000, CONNECT_MAX_MS = 4000 };
 
 struct session {
         struct om_work close_work; /* first */
@@ -50,6 +50,7 @@ struct session_worker {
         struct om_work stop_work;
         int stop_type;
         struct session *last; /* the worker's: not destroyed yet */
+        int64_t connect_ms;   /* the worker's: how long a server may take until it has let us in; longer after one that took it all */
         struct om_post failed_post, stopped_post;
         struct om_error failure;
         unsigned n_sessions; /* the loop's */
@@ -242,6 +243,7 @@ static void run_connect(struct session_worker *w) {
         struct session *s = calloc(1, sizeof *s);
         char subject[NATS_INBOX_MAX + 4];
         natsStatus st = NATS_NO_MEMORY;
+        int64_t began_ms = om_clock_ms();
 
         if (s) {
                 s->worker = w;
@@ -256,6 +258,8 @@ static void run_connect(struct session_worker *w) {
                 s->holders = w->notes[0] ? 4 : 3;
                 st = natsOptions_SetClosedCB(w->options, on_closed, s);
                 if (st == NATS_OK)
+                        st = natsOptions_SetTimeout(w->options, w->connect_ms);
+                if (st == NATS_OK)
                         st = natsOptions_SetErrorHandler(w->options, on_error, s);
                 if (st == NATS_OK)
                         st = natsConnection_Connect(&s->nc, w->options);
@@ -263,6 +267,10 @@ static void run_connect(struct session_worker *w) {
         if (st != NATS_OK) {
                 const char *text = nats_GetLastError(NULL);
 
+                if (om_clock_ms() - began_ms >= w->connect_ms) {
+                        st = NATS_TIMEOUT; /* the library names what it was waiting for */
+                        w->connect_ms = CONNECT_MAX_MS;
+                }
                 nats_connect_error(st, text ? text : "", &w->url, w->where, &w->failure);
                 if (s)
                         pthread_mutex_destroy(&s->lock);
@@ -270,6 +278,8 @@ static void run_connect(struct session_worker *w) {
                 om_host_post(w->host, &w->failed_post);
                 return;
         }
+        if (2 * (om_clock_ms() - began_ms) < CONNECT_MS)
+                w->connect_ms = CONNECT_MS;
         snprintf(subject, sizeof subject, "%s.>", w->inbox);
         s->max_payload = natsConnection_GetMaxPayload(s->nc);
         w->last = s;
@@ -352,6 +362,7 @@ int nats_session_worker_new(struct om_host *host, struct nats_link *l, const str
         w->host = host;
         w->link = l;
         w->options = options;
+        w->connect_ms = CONNECT_MS;
         w->connect_type = WORK_CONNECT;
         w->failed_post.fn = has_failed;
         w->stopped_post.fn = has_stopped;

@@ -10,7 +10,7 @@
 
 #include "settings.h"
 
-enum { HOSTS_MAX = 32, PING_MS = 20000, CONNECT_MS = 2000, WRITE_MS = 1000 };
+enum { HOSTS_MAX = 32, PING_MS = 20000, WRITE_MS = 1000 };
 
 const char *const nats_storages[] = { "file", "memory", NULL };
 const char *const nats_syncs[] = { "unknown", "always", NULL };
@@ -136,10 +136,10 @@ int nats_settings_apply(const struct nats_settings *s, const struct om_url *url,
         if (natsOptions_Create(&o) != NATS_OK)
                 return om_error_set_errno(e, ENOMEM, "NATS");
         /* Reconnecting is ours: the library would hold its lock, and who calls it, while it tries. */
-        if (natsOptions_SetAllowReconnect(o, false) != NATS_OK || natsOptions_SetTimeout(o, CONNECT_MS) != NATS_OK ||
-                natsOptions_SetWriteDeadline(o, WRITE_MS) != NATS_OK || natsOptions_SetPingInterval(o, PING_MS) != NATS_OK ||
-                natsOptions_SetMaxPingsOut(o, 2) != NATS_OK || natsOptions_SetName(o, "omnidaemon") != NATS_OK ||
-                natsOptions_SetIOBufSize(o, 128 * 1024) != NATS_OK || set_servers(o, url) != NATS_OK)
+        if (natsOptions_SetAllowReconnect(o, false) != NATS_OK || natsOptions_SetWriteDeadline(o, WRITE_MS) != NATS_OK ||
+                natsOptions_SetPingInterval(o, PING_MS) != NATS_OK || natsOptions_SetMaxPingsOut(o, 2) != NATS_OK ||
+                natsOptions_SetName(o, "omnidaemon") != NATS_OK || natsOptions_SetIOBufSize(o, 128 * 1024) != NATS_OK ||
+                set_servers(o, url) != NATS_OK)
                 r = om_error_set(e, OM_INVALID, "NATS: %s", nats_GetLastError(NULL));
         else if (set_credentials(o, s, url) != NATS_OK)
                 r = om_error_set(e, OM_INVALID, "NATS: the credentials cannot be used: %s", nats_GetLastError(NULL));

@@ -9,6 +9,7 @@
  *   - those in a hurry are given up when they have waited answer_timeout_ms (more where much is under way) and either
  * nothing was confirmed for as long or what was sent after them was: one queue without a majority holds up no other;
  *   - a broker that says nothing for answer_timeout_ms though it owes confirms is `silent`: nothing is published until it speaks again.
+ *     Once it has spoken it is given twice the time that it took, until it confirms promptly: it is far away, or busy.
  *     One that is blocked (an alarm) does not read what we send: nothing is published until it is over;
  *   - the timer runs only while something is owed.
  *
@@ -25,9 +26,19 @@ struct confirms {
         uint64_t first, next;           /* numbers; next is that of the next to be sent */
         int64_t progress_ms, newest_ms; /* the last confirm came; the newest that was confirmed was sent */
         bool silent, ready;
+        int64_t silent_since_ms; /* when that which was not confirmed was sent */
+        int64_t late_ms;         /* what it took the last time that it was silent; 0: it is prompt */
         struct event *timer;
         struct om_error refused; /* why the channel was closed */
 };
+
+/* How long the broker may confirm nothing. */
+static int64_t patience_ms(const struct om_bus *b) {
+        int64_t ms = b->settings.answer_timeout_ms, late = 2 * b->confirms->late_ms;
+        int64_t most = b->settings.connect_timeout_ms > ms ? b->settings.connect_timeout_ms : ms;
+
+        return late < ms ? ms : late < most ? late : most;
+}
 
 static void arm(struct om_bus *b) {
         int64_t ms = b->settings.answer_timeout_ms / 4;
@@ -128,6 +139,8 @@ static void confirm(struct confirms *c, uint64_t number, bool ok) {
                 return;
         if (p->sent_ms > c->newest_ms)
                 c->newest_ms = p->sent_ms;
+        if (2 * (c->progress_ms - p->sent_ms) < p->bus->settings.answer_timeout_ms)
+                c->late_ms = 0;
         finish(p, ok ? 0 : -ENOBUFS,
                 ok ? NULL
                    : "RabbitMQ: a queue refuses it: it is full (max_topic_tasks, max_topic_bytes or a policy): tasks must be finished "
@@ -139,6 +152,13 @@ static void skip_holes(struct confirms *c) {
                 c->first++;
 }
 
+static void speaks(struct om_bus *b) {
+        struct confirms *c = b->confirms;
+
+        c->silent = false;
+        c->late_ms = om_clock_ms() - c->silent_since_ms;
+}
+
 static void on_confirmed(void *ctx, uint64_t number, bool multiple, bool ok) {
         struct om_bus *b = ctx;
         struct confirms *c = b->confirms;
@@ -147,7 +167,8 @@ static void on_confirmed(void *ctx, uint64_t number, bool multiple, bool ok) {
         if (number >= c->next || !number)
                 return; /* of nothing that we sent */
         c->progress_ms = om_clock_ms();
-        c->silent = false;
+        if (was_silent)
+                speaks(b);
         /* Who is told may send: the ring may grow, but not below `number`. */
         for (uint64_t n = multiple ? c->first : number; n <= number; n++)
                 confirm(c, n, ok);
@@ -194,7 +215,7 @@ static void give_up(struct om_bus *b, bool all, int64_t sent_before_ms, int64_t 
 static void on_timer(evutil_socket_t fd, short what, void *ctx) {
         struct om_bus *b = ctx;
         struct confirms *c = b->confirms;
-        int64_t now = om_clock_ms(), patience = b->settings.answer_timeout_ms, most;
+        int64_t now = om_clock_ms(), patience = patience_ms(b), most;
         const struct publication *oldest;
         int64_t since;
 
@@ -202,7 +223,7 @@ static void on_timer(evutil_socket_t fd, short what, void *ctx) {
         if (c->silent) {
                 rmq_link_probe(b->pub);
                 if (rmq_link_silent_ms(b->pub) < patience) {
-                        c->silent = false;
+                        speaks(b);
                         rmq_bus_check(b);
                 }
         }
@@ -222,6 +243,7 @@ static void on_timer(evutil_socket_t fd, short what, void *ctx) {
                 "RabbitMQ: the broker did not confirm in time (has the queue lost its majority?); the task may have been published");
         if (now - since >= patience && rmq_link_silent_ms(b->pub) >= patience && !c->silent) {
                 c->silent = true;
+                c->silent_since_ms = since;
                 rmq_link_probe(b->main);
                 rmq_bus_check(b);
         }

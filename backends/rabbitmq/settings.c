@@ -47,7 +47,7 @@ const struct om_option rmq_options[] = {
         { "connect_timeout_ms", OM_OPTION_MS, FIELD(connect_timeout_ms), "5s", NULL, 50, 600000,
                 "How long connecting and logging in may take before it is tried anew." },
         { "answer_timeout_ms", OM_OPTION_MS, FIELD(answer_timeout_ms), "800ms", NULL, 50, 600000,
-                "How long the broker may confirm nothing before publishes fail with `unavailable`." },
+                "How long the broker may confirm nothing before publishes fail with `unavailable`; longer while it is slow." },
         { "max_message_bytes", OM_OPTION_BYTES, FIELD(max_message_bytes), "64M", NULL, 65536, (int64_t) 1 << 31,
                 "The largest message that is read." },
         { "max_pending_bytes", OM_OPTION_BYTES, FIELD(max_pending_bytes), "64M", NULL, 65536, (int64_t) 1 << 32,

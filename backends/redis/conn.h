@@ -17,9 +17,9 @@
  *   - done() is called exactly once for a command that was taken (a return of 0), never from within om_redis_send(), and not after
  *     om_redis_abandon();
  *   - while the server is away a command is refused at once with -EAGAIN and the reason. Those under way when it goes away are done with
- *     -EAGAIN: they may have taken effect. A server that falls silent counts as away after `answer_timeout_ms` (om_redis_hurry()), and its
- *     connection is given up after `connect_timeout_ms` more; it is watched only while it owes an answer, so an idle connection costs no
- * wake-up (the kernel's keep-alive finds a dead peer under a blocking read);
+ *     -EAGAIN: they may have taken effect. A server that falls silent counts as away after `answer_timeout_ms` (om_redis_hurry()), or twice
+ *     what it took when that was longer (link.c), and its connection is given up after `connect_timeout_ms` more; it is watched only while
+ * it owes an answer, so an idle connection costs no wake-up (the kernel's keep-alive finds a dead peer under a blocking read);
  *   - what is under way is bounded, in commands and bytes: -ENOBUFS above it; so is a reply, in bytes and depth, whoever sends it;
  *   - an error of the server is a status below 0 with a message that says what to mend; the reply is there as well, to be looked at.
  *
@@ -67,7 +67,8 @@ struct om_redis_address {
                 { "connect_timeout_ms", OM_OPTION_MS, offsetof(type, field.connect_timeout_ms), "5s", NULL, 50, 600000,                 \
                         "How long connecting and logging in may take before it is tried anew." },                                       \
                 { "answer_timeout_ms", OM_OPTION_MS, offsetof(type, field.answer_timeout_ms), "800ms", NULL, 50, 600000,                \
-                        "How long a server that owes an answer may be silent before calls fail with `unavailable`." },                  \
+                        "How long a server that owes an answer may be silent before calls fail with `unavailable`; longer while it is " \
+                        "slow." },                                                                                                      \
                 { "max_reply_bytes", OM_OPTION_BYTES, offsetof(type, field.max_reply_bytes), "256M", NULL, 65536, (int64_t) 1 << 32,    \
                         "The largest reply that is read; a server that sends more is disconnected." },                                  \
                 { "max_pending_bytes", OM_OPTION_BYTES, offsetof(type, field.max_pending_bytes), "64M", NULL, 65536, (int64_t) 1 << 32, \

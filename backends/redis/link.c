@@ -14,6 +14,8 @@
  *   - in SILENT nothing is sent. The server had answered nothing for answer_timeout_ms though it owed something: commands in a hurry are
  * given up with -EAGAIN, so that publishers hear within that time, and the connection is kept: one that was only slow is used again when it
  *     has caught up. One that stays silent for connect_timeout_ms more is made anew, and all is given up;
+ *   - one that has caught up is given twice the time that it took, until it answers promptly: a server that is far away or busy is slow,
+ *     not silent;
  *   - a timer runs only while something is awaited: a connection, an answer, the end of a backoff.
  *
  * Loop thread.
@@ -62,7 +64,9 @@ struct om_redis_link {
         unsigned greeting;          /* answers of the greeting that are owed */
         bool heard;                 /* anything, on this connection */
         int64_t progress_ms;
-        size_t unsent; /* at the last look */
+        int64_t silent_since_ms; /* SILENT: when that which is not answered was sent */
+        int64_t late_ms;         /* what it took the last time that it caught up; 0: it is prompt */
+        size_t unsent;           /* at the last look */
         struct event *timer, *answer_timer;
         bool answer_armed;
         int64_t id;
@@ -135,6 +139,15 @@ static void give_up_hurried(struct om_redis_link *l, const struct om_error *e) {
         }
 }
 
+/* How long an answer to it may take. */
+static int64_t limit_ms(const struct om_redis_link *l, const struct om_redis_cmd *c) {
+        const struct om_redis_settings *s = l->config.settings;
+        int64_t most = s->connect_timeout_ms > s->answer_timeout_ms ? s->connect_timeout_ms : s->answer_timeout_ms;
+        int64_t ms = 2 * l->late_ms > s->answer_timeout_ms ? 2 * l->late_ms : s->answer_timeout_ms;
+
+        return (ms < most ? ms : most) + c->patience_ms;
+}
+
 static void answer_arm(struct om_redis_link *l) {
         const struct om_redis_cmd *c = l->first;
         int64_t since, left;
@@ -142,7 +155,7 @@ static void answer_arm(struct om_redis_link *l) {
         if (l->answer_armed || !c || c->patience_ms < 0 || l->state != LINK_READY)
                 return;
         since = c->sent_ms > l->progress_ms ? c->sent_ms : l->progress_ms;
-        left = since + l->config.settings->answer_timeout_ms + c->patience_ms - om_clock_ms();
+        left = since + limit_ms(l, c) - om_clock_ms();
         arm(l->answer_timer, left > 0 ? left : 0);
         l->answer_armed = true;
 }
@@ -271,12 +284,13 @@ static void on_answer_timer(evutil_socket_t fd, short what, void *ctx) {
                 l->progress_ms = now; /* a large command is still on its way */
         l->unsent = unsent;
         since = c->sent_ms > l->progress_ms ? c->sent_ms : l->progress_ms;
-        limit = l->config.settings->answer_timeout_ms + c->patience_ms;
+        limit = limit_ms(l, c);
         if (now < since + limit) {
                 answer_arm(l);
                 return;
         }
         l->state = LINK_SILENT;
+        l->silent_since_ms = since;
         om_error_set(&e, OM_UNAVAILABLE, "redis %s: the server has not answered for %lld ms (answer_timeout_ms); it may still take effect",
                 l->name, (long long) limit);
         l->why = e;
@@ -293,8 +307,10 @@ static void on_answer_timer(evutil_socket_t fd, short what, void *ctx) {
 
 /* The server was only slow, when all that it owes was asked for after it fell silent: that is, when it owes nothing. */
 static void caught_up(struct om_redis_link *l) {
-        if (l->state == LINK_SILENT && !l->leaving && !l->skipping && !l->first)
-                ready(l);
+        if (l->state != LINK_SILENT || l->leaving || l->skipping || l->first)
+                return;
+        l->late_ms = om_clock_ms() - l->silent_since_ms;
+        ready(l);
 }
 
 /* One reply. The link may be dead, or disconnected, after it. */
@@ -320,6 +336,8 @@ static void take(struct om_redis_link *l, const struct om_redis_reply *reply) {
                 return;
         }
         c = shift(l);
+        if (l->late_ms && !c->patience_ms && 2 * (l->progress_ms - c->sent_ms) < l->config.settings->answer_timeout_ms)
+                l->late_ms = 0;
         status = reply->type == OM_REDIS_ERROR ? om_redis_error(reply, c->name, om_redis_cmd_key(c), l->name, &e) : 0;
         c->answer(c, status, reply, status < 0 ? &e : NULL);
         if (!l->dead)

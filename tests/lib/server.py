@@ -9,12 +9,14 @@ SCRIPTS = os.environ.get("OMNI_SERVERS") or os.path.join(os.path.dirname(__file_
 
 
 class Server:
-    """`Server("redis")`, or of a kind, `Server("redis", "cluster")`. Use it in `with`; it ends with this process, however that ends."""
+    """`Server("redis")`, or of a kind, `Server("redis", "cluster")`. Use it in `with`; it ends with this process, however that ends. What the
+    script reads of its environment besides: `environment`."""
 
-    def __init__(self, system, kind="plain"):
+    def __init__(self, system, kind="plain", environment=None):
         self.folder = tempfile.mkdtemp(prefix="omni-test-server-")
         script = os.path.join(SCRIPTS, f"{system}.sh")
-        self.process = subprocess.Popen([script, "serve", self.folder, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([script, "serve", self.folder, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                        env={**os.environ, **(environment or {})})
         self.values = {}
         while (line := self._line()) != "ready":
             name, _, value = line.partition("=")

@@ -4,6 +4,7 @@
 #   plain      no TLS, no users
 #   sasl       SASL: user "omni" (SCRAM-SHA-512) and "poor", who may only look (PLAIN); both mechanisms are open
 #   tls        TLS only, clients need a certificate
+# KAFKA_ADVERTISED=HOST:PORT: where clients are told that it is, a proxy's address say.
 # shellcheck source=tests/servers/lib.sh
 . "$(dirname "$0")/lib.sh"
 version=3.9.1
@@ -67,7 +68,7 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:${ports[1]}
 listeners=CLIENTS://127.0.0.1:${ports[0]},CONTROLLER://127.0.0.1:${ports[1]}
-advertised.listeners=CLIENTS://$host:${ports[0]}
+advertised.listeners=CLIENTS://${KAFKA_ADVERTISED:-$host:${ports[0]}}
 listener.security.protocol.map=CLIENTS:$protocol,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=CLIENTS
