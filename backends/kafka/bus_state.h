@@ -442,10 +442,10 @@ struct om_bus {
         struct om_error reason, last_error, send_error;
         struct call probe, end;
         bool probing, probe_ok, told, closing, member_closed;
-        unsigned probe_n;
-        int probe_limit_ms;
-        int64_t probe_took_ms; /* the probe's thread's, until it is done */
-        int64_t slow_ms;       /* what brokers take that are not prompt; 0: they are */
+        unsigned probe_n, n_measured;
+        int probe_limit_ms, probe_grown_ms; /* how long this one may take; what the next may at least, while none has answered */
+        int64_t probe_took_ms;              /* the probe's thread's, until it is done */
+        int64_t slow_ms;                    /* what brokers take that are not prompt; 0: they are */
         struct event *probe_timer;
 
         struct om_jobs jobs;

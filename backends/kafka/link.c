@@ -17,7 +17,17 @@
 
 #include "bus_state.h"
 
-enum { CODE_PRODUCER, CODE_MEMBER, CODE_LANE, PROBE_MS = 1000, PROBE_MAX_MS = 3000, SUSPECT_MS = 300, SILENT_MS = 500, BEAT_MS = 100 };
+enum {
+        CODE_PRODUCER,
+        CODE_MEMBER,
+        CODE_LANE,
+        PROBE_MS = 1000,
+        PROBE_MAX_MS = 2500,
+        SUSPECT_MS = 300,
+        SILENT_MS = 500,
+        BEAT_MS = 100,
+        MEASURES = 5
+};
 
 /* -- workers ---------------------------------------------------------------------------------------------------------- */
 
@@ -332,9 +342,9 @@ static void on_readable(evutil_socket_t fd, short what, void *ctx) {
 
 /* -- whether the brokers are there ---------------------------------------------------------------------------------------- */
 
-/* Brokers that are far away or busy are given twice the time that the last probe took. */
-static int patience_ms(const struct om_bus *b, int ms) {
-        int64_t slow = 2 * b->slow_ms < PROBE_MAX_MS ? 2 * b->slow_ms : PROBE_MAX_MS;
+/* Brokers that are far away or busy are given a multiple of what the last probe took. */
+static int patience_ms(int ms, int64_t slow_ms) {
+        int64_t slow = slow_ms < PROBE_MAX_MS ? slow_ms : PROBE_MAX_MS;
 
         return slow > ms ? (int) slow : ms;
 }
@@ -387,7 +397,7 @@ static void probe_done(struct call *c) {
                 return;
         if (c->status < 0) {
                 if (b->state != OM_BUS_READY && b->probe_took_ms >= b->probe_limit_ms)
-                        b->slow_ms = b->probe_limit_ms;
+                        b->probe_grown_ms = 2 * b->probe_limit_ms;
                 /* What the connection said is more than that nobody answered. */
                 bool known = b->last_error.message[0] && c->status == -EAGAIN;
 
@@ -397,8 +407,11 @@ static void probe_done(struct call *c) {
         }
         b->heard_ms = om_clock_ms();
         b->probe_n = 0;
-        if (b->probe_took_ms > SUSPECT_MS && b->probe_took_ms > b->slow_ms)
-                probe_soon(b, SUSPECT_MS); /* it may have been held up only this time */
+        b->probe_grown_ms = 0;
+        if (b->state != OM_BUS_READY)
+                b->n_measured = 0;
+        if (b->probe_took_ms > SUSPECT_MS && b->n_measured++ < MEASURES)
+                probe_soon(b, SUSPECT_MS); /* part of that was the time until they were there, or had got going */
         b->slow_ms = b->probe_took_ms > SUSPECT_MS ? b->probe_took_ms : 0;
         b->last_error = (struct om_error) OM_ERROR_INIT;
         if (b->wake->state != TOPIC_THERE)
@@ -418,7 +431,9 @@ static void probe(struct om_bus *b) {
         if (b->probing || b->closing || b->state == OM_BUS_FAILED)
                 return;
         b->probing = true;
-        b->probe_limit_ms = patience_ms(b, b->state == OM_BUS_READY ? SUSPECT_MS : PROBE_MS);
+        b->probe_limit_ms = patience_ms(b->state == OM_BUS_READY ? SUSPECT_MS : PROBE_MS, 2 * b->slow_ms);
+        if (b->probe_limit_ms < b->probe_grown_ms)
+                b->probe_limit_ms = b->probe_grown_ms < PROBE_MAX_MS ? b->probe_grown_ms : PROBE_MAX_MS;
         b->probe.run = probe_run;
         b->probe.done = probe_done;
         if (kafka_call(b, WORKER_PROBE, &b->probe, &e) < 0) {
@@ -442,7 +457,7 @@ static void on_beat(evutil_socket_t fd, short what, void *ctx) {
                 return;
         if (b->flying->sent_ms > since)
                 since = b->flying->sent_ms;
-        if (now - since >= patience_ms(b, SILENT_MS))
+        if (now - since >= patience_ms(SILENT_MS, b->slow_ms * 3 / 2))
                 kafka_link_suspect(b);
         evtimer_add(b->beat, (&(struct timeval){ 0, BEAT_MS * 1000 }));
 }

@@ -169,8 +169,8 @@ static unsigned grown(unsigned patience) { return patience < PATIENCE_MAX ? pati
 
 static void answer(struct nats_link *l, struct nats_request *r, const struct nats_reply *reply) {
         if (reply->status != -EAGAIN) {
-                if (l->ticks - r->sent_tick <= PROBE_TICKS)
-                        l->patience = l->patience_of[r->kind] = 1;
+                if (l->ticks - r->sent_tick <= STUCK_TICKS / 2)
+                        l->patience_of[r->kind] = 1;
                 l->stuck[r->kind] = 0;
                 if (r->sent_ms > l->answered_ms[r->kind])
                         l->answered_ms[r->kind] = r->sent_ms;
@@ -349,7 +349,11 @@ static void on_watch(evutil_socket_t fd, short what, void *ctx) {
         if (!l->session || !any_waits(l))
                 return;
         l->ticks++;
-        l->silent = nats_session_heard(l->session) ? 0 : l->silent + 1;
+        l->silent++;
+        if (nats_session_heard(l->session)) { /* within less than LOST_TICKS, however much it has to do */
+                l->silent = 0;
+                l->patience = 1;
+        }
         if (l->silent >= LOST_TICKS * l->patience + read_ms(l) / TICK_MS) {
                 l->patience = grown(l->patience);
                 om_error_set(&e, OM_UNAVAILABLE, "NATS at %s: the server does not answer", l->where);

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Servers that are far away: each system behind a proxy that makes a way there and back 900 ms long, which is longer than any of them may be
-silent at first. It becomes ready, tasks are handled once each, and after the first of them no connection is taken for lost any more.
+silent at first. It becomes ready, tasks are handled once each, and a connection is taken for lost once at most when it is in use: from then on it
+is known to be slow.
 """
 import contextlib
 import os
@@ -61,10 +62,10 @@ def use(daemon):
         client.register("t", "a")
         round_of_tasks(client, 0)
         before = log_of(daemon).count(" connecting: ")
-        for i in range(1, 4):
+        for i in range(1, 6):
             round_of_tasks(client, i * TASKS)
         assert is_up()
-        assert log_of(daemon).count(" connecting: ") == before, "it was taken for away again"
+        assert log_of(daemon).count(" connecting: ") <= before + 1, "it was taken for away again"
 
 
 def all_at_once(systems, is_bus):
