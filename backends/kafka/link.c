@@ -6,9 +6,10 @@
  *   - callbacks of the library run on the loop: its queues are served there and nowhere else, until the bus closes;
  *   - a queue that becomes non-empty writes its code into the pipe, and is served until it is empty. A full pipe loses nothing: it was read
  *     when it was full, and then everything is served;
- *   - READY is told after a broker has answered, CONNECTING when one that was asked did not within a second, or within twice what it took
- *     before (up to PROBE_MAX_MS). What asks is the probe, on a thread of its own; what makes it ask is the library's word that brokers are
- *     down, or something under way that is not answered.
+ *   - READY is told after a broker has answered, CONNECTING when one that was asked did not within a second. What asks is the probe, on a
+ *     thread of its own; what makes it ask is the library's word that brokers are down, or something under way that is not answered;
+ *   - brokers that are far away are given longer before they count as silent, but only after several probes in a row took long: those that
+ *     are busy starting do too, and a publisher shall hear within a second that they are away.
  *
  * Loop thread, but for run() of calls, and log_it().
  */
@@ -26,7 +27,7 @@ enum {
         SUSPECT_MS = 300,
         SILENT_MS = 500,
         BEAT_MS = 100,
-        MEASURES = 5
+        MEASURES = 3
 };
 
 /* -- workers ---------------------------------------------------------------------------------------------------------- */
@@ -342,7 +343,7 @@ static void on_readable(evutil_socket_t fd, short what, void *ctx) {
 
 /* -- whether the brokers are there ---------------------------------------------------------------------------------------- */
 
-/* Brokers that are far away or busy are given a multiple of what the last probe took. */
+/* What brokers that are far away are given: a multiple of what they take. */
 static int patience_ms(int ms, int64_t slow_ms) {
         int64_t slow = slow_ms < PROBE_MAX_MS ? slow_ms : PROBE_MAX_MS;
 
@@ -389,6 +390,27 @@ static void went_down(struct om_bus *b, const struct om_error *e) {
                 b->events->state(b->core, OM_BUS_CONNECTING, e);
 }
 
+/* Whether it is known how slow the brokers are. A probe may have been waiting until they were there, or until they had got going: only if
+ * MEASURES in a row take long they are far away. While they are served from there, they may get nearer, but not farther. */
+static bool measured(struct om_bus *b) {
+        int64_t took_ms = b->probe_took_ms;
+
+        if (took_ms <= SILENT_MS) {
+                b->n_measured = 0;
+                b->slow_ms = 0;
+                return true;
+        }
+        if (b->state == OM_BUS_READY) {
+                b->slow_ms = b->slow_ms < took_ms ? b->slow_ms : took_ms;
+                return true;
+        }
+        b->slow_ms = b->n_measured && b->slow_ms < took_ms ? b->slow_ms : took_ms;
+        if (++b->n_measured < MEASURES)
+                return false;
+        b->n_measured = 0;
+        return true;
+}
+
 static void probe_done(struct call *c) {
         struct om_bus *b = c->bus;
 
@@ -396,6 +418,8 @@ static void probe_done(struct call *c) {
         if (b->closing || b->state == OM_BUS_FAILED)
                 return;
         if (c->status < 0) {
+                b->n_measured = 0;
+                b->slow_ms = 0;
                 if (b->state != OM_BUS_READY && b->probe_took_ms >= b->probe_limit_ms)
                         b->probe_grown_ms = 2 * b->probe_limit_ms;
                 /* What the connection said is more than that nobody answered. */
@@ -408,11 +432,10 @@ static void probe_done(struct call *c) {
         b->heard_ms = om_clock_ms();
         b->probe_n = 0;
         b->probe_grown_ms = 0;
-        if (b->state != OM_BUS_READY)
-                b->n_measured = 0;
-        if (b->probe_took_ms > SUSPECT_MS && b->n_measured++ < MEASURES)
-                probe_soon(b, SUSPECT_MS); /* part of that was the time until they were there, or had got going */
-        b->slow_ms = b->probe_took_ms > SUSPECT_MS ? b->probe_took_ms : 0;
+        if (!measured(b)) {
+                probe_soon(b, 0);
+                return;
+        }
         b->last_error = (struct om_error) OM_ERROR_INIT;
         if (b->wake->state != TOPIC_THERE)
                 b->wake->state = TOPIC_THERE;
@@ -425,13 +448,15 @@ static void probe_done(struct call *c) {
         }
 }
 
-static void probe(struct om_bus *b) {
+static void probe(struct om_bus *b, bool by_silence) {
         struct om_error e;
 
         if (b->probing || b->closing || b->state == OM_BUS_FAILED)
                 return;
         b->probing = true;
-        b->probe_limit_ms = patience_ms(b->state == OM_BUS_READY ? SUSPECT_MS : PROBE_MS, 2 * b->slow_ms);
+        b->probe_limit_ms = b->state == OM_BUS_READY ? SUSPECT_MS : PROBE_MS;
+        if (by_silence || b->state != OM_BUS_READY)
+                b->probe_limit_ms = patience_ms(b->probe_limit_ms, 2 * b->slow_ms);
         if (b->probe_limit_ms < b->probe_grown_ms)
                 b->probe_limit_ms = b->probe_grown_ms < PROBE_MAX_MS ? b->probe_grown_ms : PROBE_MAX_MS;
         b->probe.run = probe_run;
@@ -441,11 +466,11 @@ static void probe(struct om_bus *b) {
                 probe_soon(b, 1000);
         }
 }
-static void on_probe_timer(evutil_socket_t fd, short what, void *ctx) { probe(ctx); }
+static void on_probe_timer(evutil_socket_t fd, short what, void *ctx) { probe(ctx, true); }
 
 void kafka_link_suspect(struct om_bus *b) {
         if (b->state == OM_BUS_READY)
-                probe(b);
+                probe(b, false);
 }
 
 /* While something is under way: whether it is answered. */
@@ -457,8 +482,8 @@ static void on_beat(evutil_socket_t fd, short what, void *ctx) {
                 return;
         if (b->flying->sent_ms > since)
                 since = b->flying->sent_ms;
-        if (now - since >= patience_ms(SILENT_MS, b->slow_ms * 3 / 2))
-                kafka_link_suspect(b);
+        if (now - since >= patience_ms(SILENT_MS, b->slow_ms * 3 / 2) && b->state == OM_BUS_READY)
+                probe(b, true);
         evtimer_add(b->beat, (&(struct timeval){ 0, BEAT_MS * 1000 }));
 }
 
