@@ -6,7 +6,9 @@ is known to be slow.
 """
 import contextlib
 import os
+import random
 import re
+import socket
 import threading
 
 from fault import case, main
@@ -15,7 +17,15 @@ from proxy import Proxy
 from server import Server
 
 EACH_WAY_MS, TASKS, READY_S = 450, 10, 60
-free_port = iter(range(31000 + os.getpid() % 1000, 32500))
+
+
+def free_port():
+    """One that nobody listens on, below those that the kernel gives to clients."""
+    while True:
+        port = random.randrange(10000, 32000)
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def round_of_tasks(client, first):
@@ -35,7 +45,7 @@ def serve_over_a_slow_link(system, is_bus):
     listen = "127.0.0.1:0"
     environment = {}
     if system == "kafka":  # a client goes where the broker says that it is
-        listen = f"127.0.0.1:{next(free_port)}"
+        listen = f"127.0.0.1:{free_port()}"
         environment["KAFKA_ADVERTISED"] = listen
     with Server(system, environment=environment) as server:
         url = server.values["bus_url" if is_bus else "store_url"].replace("{case}", "slow")
